@@ -1,0 +1,142 @@
+"""YAML with line numbers, and `--set KEY=VALUE` on top of it.
+
+PyYAML composes the nodes, which know their lines; we walk them once to get plain values and a map from each key's path
+to where it was written. Two departures from plain `safe_load`, both because users lose days to them: `1e-4` is a number
+(YAML 1.1 reads it as text), and a key written twice is an error (YAML keeps the last one silently).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainers.errors import UserError
+
+Key = tuple[str | int, ...]
+"""Path of a value: `("train", "optimizer", "lr")`; list positions are integers."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader whose floats include 1e-4, 1E5 and .5e3, and whose dates stay text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+class Document:
+    """The values of a YAML file (`values`, a dict) and where each key stands (`where(key)` gives `file:line`)."""
+
+    def __init__(self, values: dict[str, Any], places: dict[Key, str]) -> None:
+        self.values = values
+        self._places = places
+
+    def where(self, key: Key) -> str:
+        """`file:line` of the key, or of its nearest ancestor that was written down."""
+        while key and key not in self._places:
+            key = key[:-1]
+        return self._places.get(key, "")
+
+    def set(self, assignment: str) -> None:
+        """Applies one `--set KEY=VALUE`; VALUE is YAML, so `[a, b]`, `null` and `1e-4` work.
+
+        Raises:
+            UserError: no `=`, an empty key, a VALUE that is not YAML, or a KEY that goes through a plain value.
+        """
+        name, equals, text = assignment.partition("=")
+        place = f"--set {assignment}"
+        parts = name.strip().split(".")
+        if not equals or not all(parts):
+            raise UserError("write --set KEY=VALUE, for example --set train.optimizer.lr=1e-4", where=place)
+        fresh = parse(text, place, top=dict | list | str | int | float | bool | None)
+        target = self.values
+        for depth, part in enumerate(parts[:-1]):
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+            if not isinstance(target, dict):
+                raise UserError(f"{'.'.join(parts[: depth + 1])} is {target!r} and has no keys below it", where=place)
+        target[parts[-1]] = fresh.values
+        base: Key = tuple(parts)
+        self._places = {k: v for k, v in self._places.items() if k[: len(base)] != base}
+        self._places[base] = place
+
+
+def read(path: Path) -> Document:
+    """Reads a YAML file whose top level is a mapping.
+
+    Raises:
+        UserError: the file is missing, unreadable, not UTF-8, not YAML, not a mapping, or has a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise UserError("is a folder; a YAML file is wanted", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 text (byte {error.start})", where=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str, top: Any = dict) -> Document:
+    """Parses YAML `text`; `name` stands for the file in messages. `values` must be an instance of `top`."""
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            places: dict[Key, str] = {}
+            values = _value(loader, node, (), name, places, ()) if node is not None else None
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise UserError(f"is not valid YAML: {error.problem or error.context}", where=where) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"is not valid YAML: {str(error).splitlines()[0]}", where=name) from None
+    except (ValueError, OverflowError) as error:  # a scalar such as `!!int abc`, or a date that does not exist
+        raise UserError(f"has a value that cannot be read: {error}", where=name) from None
+    except RecursionError:
+        raise UserError("is nested too deeply", where=name) from None
+    if top is dict and not isinstance(values, dict):
+        raise UserError("is empty" if values is None else "must hold keys and values, such as `task: causal-lm`", where=name)
+    return Document(values, places)  # type: ignore[arg-type]
+
+
+def _value(loader: _Loader, node: yaml.Node, key: Key, name: str, places: dict[Key, str], parents: tuple[yaml.Node, ...]) -> Any:
+    here = f"{name}:{node.start_mark.line + 1}"
+    places.setdefault(key, here)
+    if node in parents:
+        raise UserError("an alias contains itself", where=here)
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)
+        values: dict[str, Any] = {}
+        written: dict[str, yaml.Node] = {}
+        for key_node, value_node in node.value:
+            word = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+            line = f"{name}:{key_node.start_mark.line + 1}"
+            if not isinstance(word, str):
+                raise UserError(f"the key {getattr(key_node, 'value', '?')!r} must be a word; quote it if it is meant as text", where=line)
+            if word in written:
+                first = written[word].start_mark.line + 1
+                raise UserError(f"is written twice (first on line {first}); keep one", key=".".join(map(str, (*key, word))), where=line)
+            written[word] = key_node
+            places[(*key, word)] = line
+            values[word] = _value(loader, value_node, (*key, word), name, places, (*parents, node))
+        return values
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(loader, item, (*key, i), name, places, (*parents, node)) for i, item in enumerate(node.value)]
+    return loader.construct_object(node, deep=True)
