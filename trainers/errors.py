@@ -23,7 +23,9 @@ class UserError(MusterError):
 
     def __init__(self, message: str, *, key: str = "", where: str = "") -> None:
         self.message, self.key, self.where = message, key, where
-        super().__init__(": ".join(part for part in (where, key, message) if part))
+        text = ": ".join(part for part in (where, key, message) if part)
+        # A key or a path may hold anything; what is printed is one line, and moves no cursor.
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 class RunError(MusterError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from trainers import tasks
 
@@ -155,11 +155,24 @@ class Wandb(Config):
     mode: Literal["auto", "online", "offline", "off"] = "auto"
     """`auto`: online with a key, offline without."""
 
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML 1.1 reads `off` as false."""
+        return "off" if value is False else value
+
 
 class Monitor(Config):
     """Where the numbers go, besides metrics.jsonl."""
 
-    wandb: Wandb = Wandb(mode="off")
+    wandb: Wandb = Wandb()
+    """A block of keys, or just `off`."""
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """YAML 1.1 reads `off` as false."""
+        return Wandb(mode="off") if value is False or value == "off" else value
 
 
 class Test(Config):

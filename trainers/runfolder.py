@@ -23,8 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from trainers import yamlfile
 from trainers.errors import UserError
 
 STATES = ("starting", "running", "finished", "stopped", "failed")
@@ -51,7 +50,7 @@ class RunFolder:
         folder = cls(storage / "runs" / f"{name}-{secrets.token_hex(3)}")
         try:
             folder.logs.mkdir(parents=True)
-            (folder.path / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+            (folder.path / "job.yaml").write_text(yamlfile.dump(job), encoding="utf-8")
             folder.update(state="starting", run=folder.id, name=name, started=time.time())
         except OSError as error:
             raise UserError(f"cannot write to {storage}: {error.strerror}; choose another folder", where="--storage") from None
@@ -78,7 +77,10 @@ class RunFolder:
         return state
 
     def records(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The complete lines of metrics.jsonl from byte `start` on, and the byte after the last of them."""
+        """The complete lines of metrics.jsonl from byte `start` on, and the byte after the last of them.
+
+        A line that is no object is passed over: `start` may lie inside one, or a machine may have died while writing it.
+        """
         try:
             with self.metrics.open("rb") as lines:
                 lines.seek(start)
@@ -86,7 +88,15 @@ class RunFolder:
         except FileNotFoundError:
             return [], start
         text = text[: text.rfind(b"\n") + 1]
-        return [json.loads(line) for line in text.splitlines()], start + len(text)
+        return [record for line in text.splitlines() if (record := _json_object(line))], start + len(text)
+
+    def last_step(self) -> dict[str, Any]:
+        """The newest step in metrics.jsonl, or nothing; reads only the end of the file."""
+        try:
+            records, _ = self.records(max(0, self.metrics.stat().st_size - 16_384))
+        except FileNotFoundError:
+            return {}
+        return next((record for record in reversed(records) if "step" in record), {})
 
 
 def runs(storage: Path) -> Iterator[RunFolder]:
@@ -132,7 +142,8 @@ def export(run: RunFolder, target: Path) -> None:
         shutil.copytree(run.model, partial)
         os.replace(partial, target)
     except OSError as error:
-        raise UserError(f"cannot write to {target}: {error.strerror}") from None
+        reasons = [reason for _, _, reason in error.args[0]] if isinstance(error, shutil.Error) else [error.strerror or error]
+        raise UserError(f"cannot write to {target}: {reasons[-1]}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -145,11 +156,19 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no file."""
+    """A JSON object, or an empty one where there is no file or a damaged one: one bad run must not hide the others."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        return _json_object(path.read_bytes())
+    except OSError:
         return {}
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _alive(facts: dict[str, Any]) -> bool:

@@ -8,6 +8,8 @@ to where it was written. Two departures from plain `safe_load`, both because use
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,18 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."),
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
 )
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes text which `_Loader` would read as a number, such as "1e-4"."""
+
+
+_Dumper.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
 class Document:
@@ -46,6 +55,17 @@ class Document:
         while key and key not in self._places:
             key = key[:-1]
         return self._places.get(key, "")
+
+    @contextmanager
+    def blame(self, key: str) -> Iterator[None]:
+        """Gives UserErrors raised inside the place of their own dotted key, or of `key` where they name none."""
+        try:
+            yield
+        except UserError as error:
+            key = error.key or key
+            if error.where or not key:
+                raise
+            raise UserError(error.message, key=key, where=self.where(tuple(key.split(".")))) from None
 
     def set(self, assignment: str) -> None:
         """Applies one `--set KEY=VALUE`; VALUE is YAML, so `[a, b]`, `null` and `1e-4` work.
@@ -89,6 +109,11 @@ def read(path: Path) -> Document:
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(path)) from None
     return parse(text, str(path))
+
+
+def dump(values: dict[str, Any]) -> str:
+    """The values as YAML that `parse` reads back to the same values, in the same order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse(text: str, name: str, top: Any = dict) -> Document:

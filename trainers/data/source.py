@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from trainers.job import Job
 
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
+HEAD_ROWS = 1000
 
 
 def absolute(job: Job, base: Path) -> Job:
@@ -83,7 +85,18 @@ def read_tables(paths: list[Path]) -> pa.Table:
         raise UserError(f"{paths[0]} and {len(paths) - 1} more: the same column has types that do not go together: {_first(error)}") from None
 
 
-def _read(path: Path) -> pa.Table:
+def beginning(path: Path, whole_bytes: int = 4 << 20) -> pa.Table:
+    """The file, or its first rows where it is larger than `whole_bytes`: enough to know its columns.
+
+    Raises:
+        UserError: as `read_tables`.
+    """
+    if path.stat().st_size <= whole_bytes or path.suffix == ".json":
+        return _read(path)
+    return _read(path, head=True)
+
+
+def _read(path: Path, head: bool = False) -> pa.Table:
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -91,18 +104,25 @@ def _read(path: Path) -> pa.Table:
         if path.stat().st_size == 0:
             return pa.table({})
         if path.suffix == ".parquet":
+            if head:
+                with parquet.ParquetFile(path) as file:
+                    return pa.Table.from_batches(itertools.islice(file.iter_batches(batch_size=HEAD_ROWS), 1), schema=file.schema_arrow)
             return parquet.read_table(path)
         if path.suffix == ".csv":
-            return csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
-        return _read_json(path)
+            options = csv.ParseOptions(newlines_in_values=True)
+            if head:
+                with csv.open_csv(path, parse_options=options) as file:
+                    return pa.Table.from_batches([file.read_next_batch()])
+            return csv.read_csv(path, parse_options=options)
+        return _read_json(path, HEAD_ROWS if head else None)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {_first(error)}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or _first(error)}") from None
 
 
-def _read_json(path: Path) -> pa.Table:
-    """jsonl (an object a line) or json (a list of objects). Python's parser: it knows the line that is wrong."""
+def _read_json(path: Path, limit: int | None) -> pa.Table:
+    """jsonl (an object a line; the first `limit` of them) or json (a list of objects). Python's parser: it knows the line that is wrong."""
     import pyarrow as pa
 
     rows = []
@@ -111,7 +131,7 @@ def _read_json(path: Path) -> pa.Table:
             if path.suffix == ".json":
                 rows = json.load(lines)
             else:
-                for number, line in enumerate(lines, 1):
+                for number, line in enumerate(itertools.islice(lines, limit), 1):
                     if line.strip():
                         rows.append(json.loads(line))
                         if not isinstance(rows[-1], dict):

@@ -1,0 +1,168 @@
+"""From the user's rows to token rows, once: read, clean, split, tokenise, write Parquet and a manifest.
+
+The prepared set lies in `<storage>/prepared/<hash of source and settings>`, so an unchanged source costs nothing the
+second time and a changed one prepares anew. It is built beside and renamed whole: a killed preparation leaves nothing
+that looks finished. Columns: `input_ids` (list of int32) and what the task adds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainers import tasks
+from trainers.data import source
+from trainers.data.rows import Example
+from trainers.data.split import SPLITS, clean, hold_out
+from trainers.errors import UserError
+from trainers.job import Job
+from trainers.model_source import ModelSource
+from trainers.runfolder import read_json, write_json
+
+VERSION = 1
+"""Raised when the same source and settings would give other rows."""
+
+Say = Callable[[str], None]
+
+
+class Prepared:
+    """A prepared set: its folder and its manifest (`labels`, `rows` by split, `dropped` by reason, `hash`, …)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = read_json(path / "manifest.json")
+        self.labels: list[str] = self.manifest["labels"]
+        self.rows: dict[str, int] = self.manifest["rows"]
+
+    def file(self, split: str) -> Path:
+        """The Parquet file of one of `SPLITS`."""
+        return self.path / f"{split}.parquet"
+
+
+def prepare(job: Job, model: ModelSource, storage: Path, say: Say) -> Prepared:
+    """The job's prepared set, made now if need be; `say` hears what is being done.
+
+    Raises:
+        UserError: missing files or columns, no rows, a label that training has never seen, texts longer than the model.
+    """
+    paths = {name: source.files(specs) for name in SPLITS if (specs := getattr(job.data, name)) is not None}
+    target = storage / "prepared" / _address(job, model, paths)
+    if not (target / "manifest.json").is_file():
+        _build(job, model, paths, target, say)
+    return Prepared(target)
+
+
+def _build(job: Job, model: ModelSource, paths: dict[str, list[Path]], target: Path, say: Say) -> None:
+    task = tasks.get(job.task)
+    say("reading data")
+    raw = {}
+    for name, files in paths.items():
+        table = source.read_tables(files)
+        if not table.num_rows:
+            raise UserError(f"{files[0]}{f' and {len(files) - 1} more' if files[1:] else ''}: there are no rows", key=f"data.{name}")
+        raw[name] = task.read(table, job.data)
+    splits, dropped = _divide(job, raw)
+    labels = sorted({example.label for example in splits["train"] if example.label is not None}, key=_natural)
+    _check(job, raw, splits, labels)
+
+    say("tokenising")
+    from trainers.model import load_config, load_tokenizer, longest
+
+    tokenizer = load_tokenizer(model)
+    bound = longest(load_config(model))
+    if isinstance(job.data.max_length, int) and bound and job.data.max_length > bound:
+        raise UserError(f"{job.data.max_length} tokens are more than the model can position; at most {bound}", key="data.max_length")
+    max_length = job.data.max_length if isinstance(job.data.max_length, int) else min(512, bound or 512)
+
+    encoder = task.Encoder(tokenizer, job.data, max_length, labels)
+    columns = {name: encoder(examples) for name, examples in splits.items()}
+    for name, rows in columns.items():
+        if splits[name] and not rows["input_ids"]:
+            raise UserError(f"none of the {len(splits[name])} {name} rows has anything to learn within {max_length} tokens", key="data.max_length")
+    manifest = {
+        "version": VERSION,
+        "task": job.task,
+        "labels": labels,
+        "max_length": max_length,
+        "pad_token_id": tokenizer.pad_token_id or 0,
+        "rows": {name: len(rows["input_ids"]) for name, rows in columns.items()},
+        "examples": {name: len(examples) for name, examples in splits.items()},
+        "tokens": {name: sum(map(len, rows["input_ids"])) for name, rows in columns.items()},
+        "dropped": {reason: n for reason, n in {**dropped, "nothing to learn": encoder.counts.get("nothing to learn", 0)}.items() if n},
+        "cut": encoder.counts["cut"],
+    }
+    _write(target, columns, manifest)
+
+
+def _divide(job: Job, raw: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
+    """Cleans, and holds out what was not given. A given file of test or validation rows stays whole."""
+    kept, dropped = clean(raw, job.data.clean)
+    shares = {name: 0.0 if name in raw else getattr(job.data.split, name) for name in ("validation", "test")}
+    held = hold_out(kept["train"], shares["validation"], shares["test"])
+    return {name: (kept[name] if name in raw and name != "train" else held[name]) for name in SPLITS}, dict(dropped)
+
+
+def _check(job: Job, raw: dict[str, list[Example]], splits: dict[str, list[Example]], labels: list[str]) -> None:
+    """What cannot be trained on, or tested."""
+    total = sum(map(len, raw.values()))
+    if not splits["train"]:
+        raise UserError(f"of {total} rows none is left to train on after cleaning and splitting", key="data.train")
+    for name in ("validation", "test"):
+        if name in raw and not splits[name]:
+            raise UserError(f"of {len(raw[name])} rows none is left after cleaning", key=f"data.{name}")
+        unseen = sorted({str(example.label) for example in splits[name] if example.label is not None} - set(labels))
+        if unseen:
+            count = sum(example.label in unseen for example in splits[name])
+            raise UserError(f"the label {unseen[0]!r} never occurs in training ({count} rows with {len(unseen)} such labels)", key=f"data.{name}")
+    if labels == [] and splits["train"][0].label is not None:
+        raise UserError("there are no labels", key="data.label")
+    if len(labels) == 1:
+        raise UserError(f"every row has the label {labels[0]!r}; there is nothing to tell apart", key="data.label")
+
+
+def _write(target: Path, columns: dict[str, dict[str, list[Any]]], manifest: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        digest = hashlib.blake2b(digest_size=16)
+        for name, rows in columns.items():
+            lists = {"input_ids", "supervised", "documents"}
+            types = {column: pa.list_(pa.uint8() if column == "supervised" else pa.int32()) if column in lists else pa.int32() for column in rows}
+            table = pa.table({column: pa.array(values, types[column]) for column, values in rows.items()})
+            for column in table.column_names:
+                for chunk in table.column(column).chunks:
+                    for buffer in chunk.buffers():
+                        digest.update(memoryview(buffer) if buffer else b"")
+            parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
+        write_json(partial / "manifest.json", {**manifest, "hash": digest.hexdigest()})
+        if not target.exists():
+            partial.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another folder", where="--storage") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _address(job: Job, model: ModelSource, paths: dict[str, list[Path]]) -> str:
+    """A hash of everything that decides the rows: files (size and time), data settings, task, tokenizer."""
+    facts = {
+        "version": VERSION,
+        "task": job.task,
+        "data": job.data.model_dump(mode="json"),
+        "files": [(name, str(p), p.stat().st_size, p.stat().st_mtime_ns) for name, files in paths.items() for p in files],
+        "model": (model.path, model.gguf_file, model.signature()),
+    }
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _natural(label: str) -> tuple[int, int, str]:
+    """Whole numbers in order of size, then everything else in order of spelling."""
+    return (0, int(label), label) if label.lstrip("-").isdecimal() and label.isascii() else (1, 0, label)
