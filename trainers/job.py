@@ -16,6 +16,8 @@ from trainers import tasks
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Paths = Text | Annotated[list[Text], Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -48,11 +50,11 @@ class Clean(Config):
 class Data(Config):
     """Where the rows come from. Tasks add their own columns to this."""
 
-    train: str | list[str]
+    train: Paths
     """Parquet, jsonl or csv: a file, a folder, a glob, or `package:NAME/PATH` inside an installed package."""
-    validation: str | list[str] | None = None
+    validation: Paths | None = None
     """Rows to watch training with, when they are in files of their own."""
-    test: str | list[str] | None = None
+    test: Paths | None = None
     """Rows for the final test, when they are in files of their own."""
     split: Split = Split()
     clean: Clean = Clean()
@@ -168,7 +170,7 @@ class Monitor(Config):
     wandb: Wandb = Wandb()
     """A block of keys, or just `off`."""
 
-    @field_validator("wandb", mode="before")
+    @field_validator("wandb", mode="before", json_schema_input_type=Wandb | Literal["off", False])
     @classmethod
     def _off(cls, value: Any) -> Any:
         """YAML 1.1 reads `off` as false."""
@@ -188,7 +190,7 @@ class Job(Config):
     name: Name
     """Names the run's folder; the file's name where it is not given."""
     task: str
-    model: Annotated[str, Field(min_length=1)]
+    model: Text
     """Hub id, folder, or `package:NAME/PATH`; a path that ends in .gguf is read as GGUF."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: Data
@@ -205,7 +207,7 @@ class Job(Config):
 @cache
 def job_class(task: str) -> type[Job]:
     """The class of jobs of one task: `Job` with the task's own `data:` keys. `task` must be one of `tasks.names()`."""
-    return create_model("Job", __base__=Job, task=(Literal[task], ...), data=(tasks.data_class(task), ...))  # type: ignore[valid-type]
+    return create_model("Job", __base__=Job, task=(Literal[task], ...), data=(tasks.data_class(task), ...))  # type: ignore[arg-type]
 
 
 def job_schema() -> dict[str, Any]:

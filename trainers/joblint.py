@@ -71,7 +71,10 @@ def problems(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
     if train.early_stopping:
         known = tasks.get(job.task).METRICS
         if train.early_stopping.metric not in known:
-            yield ("train", "early_stopping", "metric"), f"{train.early_stopping.metric!r} is not one of {', '.join(known)}{nearest(train.early_stopping.metric, known)}"
+            yield (
+                ("train", "early_stopping", "metric"),
+                f"{train.early_stopping.metric!r} is not one of {', '.join(known)}{nearest(train.early_stopping.metric, known)}",
+            )
     if scale.offload == "all" and scale.zero not in ("auto", 3):
         yield ("scale", "offload"), f"`all` moves weights, which zero {scale.zero} does not shard; take zero: 3, or offload: optimizer"
     if scale.offload == "optimizer" and scale.zero == 0:
@@ -109,10 +112,12 @@ def _worded(error: ValidationError, values: dict[str, Any], document: Document, 
         known = _fields(model, key[:-1])
         hint = nearest(str(key[-1]), known) or f"; known here: {', '.join(known)}"
         return UserError(f"is not a known key{hint}", key=dotted, where=document.where(key))
+    if kind == "missing" and isinstance(findings[0]["loc"][-1], int):
+        return UserError(f"{_shown(findings[0]['input'])} has too few values", key=dotted, where=document.where(key))
     if kind == "missing":
         return UserError("is missing; it has no default", key=dotted, where=document.where(key))
     wanted = " or ".join(dict.fromkeys(_wanted(finding) for finding in findings))
-    return UserError(f"{findings[0]['input']!r:.80} is not right; it must be {wanted}", key=dotted, where=document.where(key))
+    return UserError(f"{_shown(findings[0]['input'])} is not right; it must be {wanted}", key=dotted, where=document.where(key))
 
 
 def _real(loc: tuple[int | str, ...], values: Any, kind: str) -> Key:
@@ -128,6 +133,11 @@ def _real(loc: tuple[int | str, ...], values: Any, kind: str) -> Key:
             break
         key.append(part)
     return tuple(key)
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML spells it, cut short."""
+    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else f"{value!r:.80}"
 
 
 def _wanted(finding: Any) -> str:
@@ -146,8 +156,10 @@ def _wanted(finding: Any) -> str:
             return f"at most {context['le']:g}"
         case "int_type" | "int_from_float" | "int_parsing":
             return "a whole number"
-        case "float_type" | "finite_number" | "float_parsing":
+        case "float_type" | "float_parsing":
             return "a number"
+        case "finite_number":
+            return "a finite number"
         case "string_type":
             return "text"
         case "string_pattern_mismatch":
@@ -158,6 +170,10 @@ def _wanted(finding: Any) -> str:
             return "true or false"
         case "list_type" | "tuple_type":
             return "a list"
+        case "too_short":
+            return f"a list of at least {context['min_length']}"
+        case "too_long":
+            return f"a list of at most {context['max_length']}"
         case "model_type" | "dict_type":
             return "a block of keys"
         case "none_required":

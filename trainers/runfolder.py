@@ -51,7 +51,7 @@ class RunFolder:
         try:
             folder.logs.mkdir(parents=True)
             (folder.path / "job.yaml").write_text(yamlfile.dump(job), encoding="utf-8")
-            folder.update(state="starting", run=folder.id, name=name, started=time.time())
+            folder.update(state="starting", run=folder.id, name=name, started=time.time(), pid=os.getpid(), host=os.uname().nodename)
         except OSError as error:
             raise UserError(f"cannot write to {storage}: {error.strerror}; choose another folder", where="--storage") from None
         return folder
@@ -140,7 +140,7 @@ def export(run: RunFolder, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(run.model, partial)
-        os.replace(partial, target)
+        partial.replace(target)
     except OSError as error:
         reasons = [reason for _, _, reason in error.args[0]] if isinstance(error, shutil.Error) else [error.strerror or error]
         raise UserError(f"cannot write to {target}: {reasons[-1]}") from None
@@ -152,7 +152,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes beside and renames, so that a reader sees the old file or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -175,10 +175,13 @@ def _alive(facts: dict[str, Any]) -> bool:
     """Whether the driver that wrote `facts` still runs; on another machine we cannot tell and assume that it does."""
     if facts.get("host") not in (None, os.uname().nodename):
         return True
+    pid = facts.get("pid")
+    if not isinstance(pid, int) or pid <= 0:  # os.kill takes 0 and negative numbers for groups of processes
+        return False
     try:
-        os.kill(int(facts.get("pid", 0)) or -1, 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
-    return bool(facts.get("pid"))
+    return True

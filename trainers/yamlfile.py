@@ -29,9 +29,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag not in ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-)
+_FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -78,16 +76,17 @@ class Document:
         parts = name.strip().split(".")
         if not equals or not all(parts):
             raise UserError("write --set KEY=VALUE, for example --set train.optimizer.lr=1e-4", where=place)
-        fresh = parse(text, place, top=dict | list | str | int | float | bool | None)
+        fresh = parse(text, place, numbered=False, top=dict | list | str | int | float | bool | None)
         target = self.values
+        base: Key = tuple(parts)
         for depth, part in enumerate(parts[:-1]):
             if target.get(part) is None:
                 target[part] = {}
+                self._places[base[: depth + 1]] = place
             target = target[part]
             if not isinstance(target, dict):
                 raise UserError(f"{'.'.join(parts[: depth + 1])} is {target!r} and has no keys below it", where=place)
         target[parts[-1]] = fresh.values
-        base: Key = tuple(parts)
         self._places = {k: v for k, v in self._places.items() if k[: len(base)] != base}
         self._places[base] = place
 
@@ -116,24 +115,22 @@ def dump(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def parse(text: str, name: str, top: Any = dict) -> Document:
-    """Parses YAML `text`; `name` stands for the file in messages. `values` must be an instance of `top`."""
+def parse(text: str, name: str, top: Any = dict, numbered: bool = True) -> Document:
+    """Parses YAML `text`; `name` stands for the file in messages, with the line behind it if `numbered`. `values` must be an instance of `top`."""
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             places: dict[Key, str] = {}
-            values = _value(loader, node, (), name, places, ()) if node is not None else None
+            values = _Walk(loader, name, places, numbered).value(node, (), ()) if node is not None else None
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}" if mark else name
+        where = f"{name}:{mark.line + 1}" if mark and numbered else name
         raise UserError(f"is not valid YAML: {error.problem or error.context}", where=where) from None
     except yaml.YAMLError as error:
         raise UserError(f"is not valid YAML: {str(error).splitlines()[0]}", where=name) from None
-    except (ValueError, OverflowError) as error:  # a scalar such as `!!int abc`, or a date that does not exist
-        raise UserError(f"has a value that cannot be read: {error}", where=name) from None
     except RecursionError:
         raise UserError("is nested too deeply", where=name) from None
     if top is dict and not isinstance(values, dict):
@@ -141,27 +138,62 @@ def parse(text: str, name: str, top: Any = dict) -> Document:
     return Document(values, places)  # type: ignore[arg-type]
 
 
-def _value(loader: _Loader, node: yaml.Node, key: Key, name: str, places: dict[Key, str], parents: tuple[yaml.Node, ...]) -> Any:
-    here = f"{name}:{node.start_mark.line + 1}"
-    places.setdefault(key, here)
-    if node in parents:
-        raise UserError("an alias contains itself", where=here)
-    if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)
-        values: dict[str, Any] = {}
+class _Walk:
+    """From nodes to plain values, noting in `places` where each stands."""
+
+    MOST_VALUES = 100_000
+    """Aliases of aliases can make a small file mean billions of values."""
+
+    def __init__(self, loader: _Loader, name: str, places: dict[Key, str], numbered: bool) -> None:
+        self.loader, self.name, self.places, self.numbered = loader, name, places, numbered
+        self.count = 0
+
+    def value(self, node: yaml.Node, key: Key, parents: tuple[yaml.Node, ...]) -> Any:
+        here = self.line(node)
+        self.places.setdefault(key, here)
+        self.count += 1
+        if node in parents:
+            raise UserError("an alias contains itself", where=here)
+        if self.count > self.MOST_VALUES:
+            raise UserError(f"holds more than {self.MOST_VALUES:,} values; is an alias repeated too often?", where=here)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, key, (*parents, node))
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*key, i), (*parents, node)) for i, item in enumerate(node.value)]
+        return self.scalar(node)
+
+    def mapping(self, node: yaml.MappingNode, key: Key, parents: tuple[yaml.Node, ...]) -> dict[str, Any]:
         written: dict[str, yaml.Node] = {}
-        for key_node, value_node in node.value:
-            word = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
-            line = f"{name}:{key_node.start_mark.line + 1}"
-            if not isinstance(word, str):
-                raise UserError(f"the key {getattr(key_node, 'value', '?')!r} must be a word; quote it if it is meant as text", where=line)
+        for key_node, _ in node.value:  # before merges (`<<`) are put in, whose keys may be overridden
+            word = self.scalar(key_node) if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge" else "<<"
+            if not isinstance(word, str) or (word == "<<" and not isinstance(key_node, yaml.ScalarNode)):
+                shown = repr(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "here"
+                raise UserError(f"the key {shown} must be a word; quote it if it is meant as text", where=self.line(key_node))
             if word in written:
                 first = written[word].start_mark.line + 1
-                raise UserError(f"is written twice (first on line {first}); keep one", key=".".join(map(str, (*key, word))), where=line)
+                raise UserError(f"is written twice (first on line {first}); keep one", key=".".join(map(str, (*key, word))), where=self.line(key_node))
             written[word] = key_node
-            places[(*key, word)] = line
-            values[word] = _value(loader, value_node, (*key, word), name, places, (*parents, node))
+        self.loader.flatten_mapping(node)
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            word = self.scalar(key_node)
+            inner = (*key, word)
+            self.places[inner] = self.line(key_node)
+            values[word] = self.value(value_node, inner, parents)
         return values
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, item, (*key, i), name, places, (*parents, node)) for i, item in enumerate(node.value)]
-    return loader.construct_object(node, deep=True)
+
+    def scalar(self, node: yaml.Node) -> Any:
+        try:
+            value = self.loader.construct_object(node, deep=True)
+        except yaml.YAMLError:
+            raise
+        except (ValueError, OverflowError, LookupError, AttributeError, TypeError):  # what PyYAML throws at `!!int abc`, `!!bool x`, `!!timestamp x`
+            raise UserError(f"{node.value!r:.60} cannot be read as {node.tag.rpartition(':')[2]}", where=self.line(node)) from None
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError("the number is too large", where=self.line(node))
+        if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            raise UserError(f"{value!r:.60} holds a character that no file name or text can hold", where=self.line(node))
+        return value
+
+    def line(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}" if self.numbered else self.name

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check(job_file: JobFile, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Check a job and print it with every default filled in; trains nothing."""
+    """Check a job and print it in full; trains nothing."""
     from trainers.joblint import load_job
 
     job, document = load_job(job_file, overrides or ())

@@ -70,7 +70,7 @@ class JsonLines(Screen):
 
     def finish(self, outcome: Outcome, command: list[str]) -> None:
         run = outcome.run
-        end = {"kind": "end", "state": outcome.state, "run": run.id, "folder": str(run.path), "report": outcome.report}
+        end: Event = {"kind": "end", "state": outcome.state, "run": run.id, "folder": str(run.path), "report": outcome.report}
         end["model"] = str(run.model) if run.model.is_dir() else None
         print(json.dumps(text.finite(end), default=str, ensure_ascii=False), flush=True)
 

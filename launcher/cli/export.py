@@ -15,7 +15,7 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Where the model goes; a new or empty folder.", show_default=False)],
     storage: Storage = DEFAULT_STORAGE,
 ) -> None:
-    """Copy a run's model to a folder: Hugging Face format, ready for `from_pretrained`."""
+    """Copy a run's model to a folder."""
     from trainers import runfolder
 
     found = runfolder.find(storage, run)

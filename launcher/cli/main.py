@@ -44,7 +44,7 @@ def main() -> None:
     except TyperException as error:  # a mistyped verb, option or value
         context = getattr(error, "ctx", None)
         help_command = f"{context.command_path if context else 'muster'} --help"
-        code = complain(f"{error.format_message().strip()} See: {help_command}", error.exit_code)
+        code = complain(f"{error.format_message().replace('Value error, ', '').strip()} See: {help_command}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

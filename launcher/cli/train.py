@@ -8,7 +8,7 @@ from launcher.cli.options import DEFAULT_STORAGE, JobFile, Json, Overrides, Stor
 
 
 def train(job_file: JobFile, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
-    """Fine-tune a model; Ctrl-C stops after the current step and keeps the model."""
+    """Fine-tune a model; Ctrl-C stops and keeps it."""
     from launcher.cli import display
     from trainers.joblint import load_job
 

@@ -1,7 +1,8 @@
 """Putting short documents into rows of at most `capacity` tokens.
 
 Best-fit decreasing (Johnson 1974): the longest document first, into the fullest row that still has room; at most 11/9 of the
-fewest rows possible. Counting free space by remaining capacity makes it O(n + capacity) and keeps it deterministic.
+fewest rows possible, and one. Rows are kept by the room they have left, so that a document costs a bisection over the distinct
+rooms (at most `capacity` of them) and not a look at every row; ties go by number, so that the result is deterministic.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def absolute(job: Job, base: Path) -> Job:
     """The job with relative paths of data and model made absolute from `base`; addresses (`package:`, hub ids) stay."""
     rooted = {name: _rooted(getattr(job.data, name), base) for name in ("train", "validation", "test")}
     model = job.model
-    if not _address(model) and (model.startswith((".", "~", "/")) or (base / model).exists()):
-        model = str((base / Path(model).expanduser()).resolve())
+    if not _address(model) and (model.startswith((".", "~", "/")) or _exists(base / model)):
+        model = str((base / _home(model)).resolve())
     return job.model_copy(update={"data": job.data.model_copy(update=rooted), "model": model})
 
 
@@ -57,16 +57,20 @@ def files(specs: str | list[str]) -> list[Path]:
         if "://" in spec:
             raise UserError(f"{spec!r}: only files of this machine can be read so far; give a path")
         path = Path(locate(spec))
+        if not _exists(path) and len(path.name) > 255:
+            raise UserError(f"{spec!r:.80}: there is no such file")
         if path.is_dir():
             matches = sorted(p for p in path.iterdir() if p.suffix in FORMATS and p.is_file())
         else:
-            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+            matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())  # noqa: PTH207  Path.glob takes no absolute pattern
         if not matches:
             raise UserError(f"{spec!r}: there is no such file" + (f" with a {', '.join(FORMATS)} ending" if path.is_dir() else ""))
         for match in matches:
             if match.suffix not in FORMATS:
                 raise UserError(f"{match}: the ending is not one of {', '.join(FORMATS)}")
         found += matches
+    if not found:
+        raise UserError("names no files")
     return found
 
 
@@ -157,7 +161,23 @@ def _rooted(specs: str | list[str] | None, base: Path) -> str | list[str] | None
         return None
     if isinstance(specs, list):
         return [str(_rooted(spec, base)) for spec in specs]
-    return specs if _address(specs) else str(base / Path(specs).expanduser())
+    return specs if _address(specs) else str(base / _home(specs))
+
+
+def _home(path: str) -> Path:
+    """The path with `~` spelt out; as it is for a user who does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file; no for a name that is longer than names can be."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _address(spec: str) -> bool:

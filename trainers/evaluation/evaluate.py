@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainers.data.order import lanes
 from trainers.data.stream import Split
 from trainers.distributed import Group
 
@@ -23,7 +22,7 @@ def evaluate(engine: Any, task: ModuleType, split: Split, labels: list[str], gro
     was_training = engine.training
     engine.eval()
     numbers = np.argsort(-split.lengths, kind="stable")[group.rank :: group.world_size]
-    most = lanes(len(split) + group.world_size - 1, 0, group.world_size).stop
+    most = -(-len(split) // group.world_size)
     evaluation = task.Evaluation(labels)
     for first in range(0, most, micro_batch_size):
         batch = task.collate(split.take(numbers[first : first + micro_batch_size]), pad_token_id)

@@ -49,7 +49,7 @@ OPENS_THOUGHT = (
     "{% for m in messages %}{{ '<|user|>' + m.content if m.role == 'user' else '<|bot|>' + m.content.split('</think>')[-1] + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|bot|><think>\n' }}{% endif %}"
 )
-ESCAPES = CHATML.replace("message['content']", "(message['content'] | tojson)")
+ESCAPES = CHATML.replace("message['content']", "message['content'] | replace('<', '&lt;')")
 NEVER_CLOSES = "{% for m in messages %}{{ ('<|user|>' if m.role == 'user' else '<|bot|>') + m.content }}{% endfor %}"
 # as gpt-oss: the last turn is closed by another token
 CLOSES_TWO_WAYS = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content + ('<|return|>' if loop.last else '<|im_end|>') }}{% endfor %}"
@@ -255,7 +255,8 @@ def test_rows_that_cannot_be_read(table: dict[str, list], keys: dict[str, str], 
         (DROPS_THOUGHTS, ["hello", "<think>1</think>yes", "there"], ["yes<|im_end|>"]),
         (DROPS_THOUGHTS, ["hello", "yes", "there", "no"], ["yes<|im_end|>", "no<|im_end|>"]),
         (OPENS_THOUGHT, ["a", "<think>no</think>yes", "yes", "no"], ["yes</s>", "no</s>"]),
-        (ESCAPES, ["hello", 'yes "no"\n', '"', "no"], ['"yes \\"no\\"\\n"<|im_end|>', '"no"<|im_end|>']),
+        (ESCAPES, ["<", "< yes\n", "<|im_end|>", "no"], ["&lt; yes\n<|im_end|>", "no<|im_end|>"]),
+        (ESCAPES, ["&lt;", "<", "&lt;", "<"], ["&lt;<|im_end|>"] * 2),
         (NEVER_CLOSES, ["hello", "yes", "yes", "no"], ["yes", "no"]),
         (CLOSES_TWO_WAYS, ["hello", "yes", "there", "no"], ["yes<|im_end|>", "no<|return|>"]),
         (CLOSES_TWO_WAYS, ["hello", "yes", "there"], ["yes<|im_end|>"]),
@@ -286,16 +287,27 @@ def test_sentencepiece_like_offsets() -> None:
     assert said == "▁answer▁é😀▁</s>▁yes▁</s>"
 
 
+def test_what_closes_a_turn_is_learnt_from_the_template() -> None:
+    """A token between two turns closes the first where the last turn is closed as well; where it opens the second, it does not."""
+    payload = {"messages": _dialogue("hello", "yes", "there", "no")}
+    assert _learnt(_tokenizer(CLOSES_TWO_WAYS, eos="</s>"), payload) == ["yes<|im_end|>", "no<|return|>"]
+    assert _learnt(_tokenizer(NEVER_CLOSES + "{{ '<|return|>' }}", eos="</s>"), payload) == ["yes", "no<|return|>"]
+
+
 def test_system_turns_and_other_roles_carry_none() -> None:
     messages = [*_dialogue("hello", "yes", system="yes"), {"role": "tool", "content": "yes"}, {"role": "assistant", "content": "no"}]
     assert _learnt(_tokenizer(CHATML), {"messages": messages}) == ["yes<|im_end|>", "no<|im_end|>"]
 
 
-def test_the_assistant_may_speak_first_and_twice() -> None:
-    messages = [{"role": "assistant", "content": content} for content in ("yes", "<think>1</think>no", "3")]
-    for template, first in ((CHATML, "yes"), (DROPS_THOUGHTS, "yes")):
-        said = ["<think>1</think>no", "3"] if template is CHATML else ["no", "3"]
-        assert _learnt(_tokenizer(template), {"messages": messages}) == [f"{text}<|im_end|>" for text in [first, *said]]
+@pytest.mark.parametrize("template", [CHATML, TRIMS, MARKED])
+def test_the_assistant_may_speak_first_and_twice(template: str) -> None:
+    messages = [{"role": role, "content": "yes"} for role in ("assistant", "assistant", "user", "assistant")]
+    assert _learnt(_tokenizer(template), {"messages": messages}) == ["yes<|im_end|>"] * 3
+
+
+def test_the_assistant_may_speak_first_where_turns_are_rewritten() -> None:
+    messages = [{"role": role, "content": "<think>1</think>yes"} for role in ("assistant", "user", "assistant")]
+    assert _learnt(_tokenizer(DROPS_THOUGHTS), {"messages": messages}) == ["yes<|im_end|>", "<think>1</think>yes<|im_end|>"]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, DROPS_THOUGHTS])
@@ -385,7 +397,6 @@ FRAGMENTS = [
     "yes",
 ]
 CONTENT = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=6), max_size=5).map("".join)
-ENCODERS = {kind: (_tokenizer, kind) for kind in KINDS}
 
 
 @cache

@@ -52,8 +52,11 @@ def test_as_many_rows_as_the_naive_algorithm_fills_as_full(case: tuple[list[int]
 @given(CASES)
 def test_within_the_bound_of_the_fewest(case: tuple[list[int], int]) -> None:
     lengths, capacity = case
-    fewest = max(-(-sum(lengths) // capacity), sum(2 * length > capacity for length in lengths))
-    assert fewest <= len(pack(lengths, capacity)) <= max(fewest, -(-3 * sum(lengths) // (2 * capacity)) + sum(2 * length > capacity for length in lengths))
+    halves = sum(2 * length > capacity for length in lengths)  # no two of these share a row
+    groups = pack(lengths, capacity)
+    assert max(-(-sum(lengths) // capacity), halves) <= len(groups)
+    # a row without one of those is more than two thirds full by the time another is opened
+    assert len(groups) <= halves + -(-3 * sum(lengths) // (2 * capacity))
 
 
 def test_close_to_the_lower_bound_on_documents_of_usual_lengths() -> None:

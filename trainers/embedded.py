@@ -1,0 +1,73 @@
+"""A Ray of our own on this machine, for as long as one command runs.
+
+It never joins nor stops another Ray: `address="local"` starts a fresh one whatever RAY_ADDRESS says, on ports of its own,
+and `ray.shutdown()` ends just the processes that it started. Token authentication is on, with a token that lives in this
+process's environment; the dashboard is off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from typing import Any
+
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's poll: how soon a dead worker or the end is noticed
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers write to log files of their own
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+OBJECT_STORE_BYTES = 100_000_000
+
+
+def start(cpus: int) -> None:
+    """Starts it, with room for at least `cpus` CPUs; all GPUs of the machine are in it."""
+    os.environ.update(_ENVIRONMENT)
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ.pop("RAY_ADDRESS", None)
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def gpus() -> int:
+    """GPUs that the running Ray has."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def stop() -> None:
+    """Ends what `start` started."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def fit(entry: Any, config: dict[str, Any], workers: int, resources: dict[str, float], name: str, storage: str) -> None:
+    """Runs `entry(config)` on Ray Train workers and waits. No retries: what failed is for the caller to tell.
+
+    Raises:
+        ray.train.TrainingFailedError: a worker raised or died.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    # Not TorchTrainer: its backend makes the controller import torch before any worker starts; see trainers.distributed.
+    DataParallelTrainer(
+        entry,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources),
+        run_config=RunConfig(name=name, storage_path=storage, failure_config=FailureConfig(max_failures=0, controller_failure_limit=0)),
+    ).fit()

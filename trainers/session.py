@@ -1,0 +1,168 @@
+"""Everything that one worker's training loop needs, built in order: data, model, engine, callbacks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from trainers import engine as engines
+from trainers import tasks
+from trainers.callbacks import Callback
+from trainers.callbacks.early_stopping import Stopper
+from trainers.callbacks.metrics import Metrics
+from trainers.callbacks.wandb import Wandb
+from trainers.data.order import batches_per_epoch
+from trainers.data.prepare import Prepared
+from trainers.data.split import SPLITS
+from trainers.data.stream import Split, accumulation
+from trainers.distributed import Group
+from trainers.job import Job, job_class
+from trainers.model import add_lora, count_parameters, load_tokenizer
+from trainers.model_source import ModelSource
+from trainers.runfolder import RunFolder
+
+CPU_TOKENS, GPU_TOKENS = 2048, 16384
+"""Tokens of a micro batch that `micro_batch_size: auto` aims at: enough to fill the device, little enough to fit."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the driver tells every worker; plain values, so that it can be sent anywhere."""
+
+    job: dict[str, Any]
+    folder: str
+    prepared: str
+    model: ModelSource
+    wandb: str
+    """`online`, `offline` or `off`."""
+    cpus: int
+    gpu: bool
+
+    def load_job(self) -> Job:
+        """The resolved job, checked again."""
+        return job_class(self.job["task"]).model_validate(self.job)
+
+
+@dataclass
+class Session:
+    """One worker's half of a run. `close` it whatever happens."""
+
+    job: Job
+    group: Group
+    folder: RunFolder
+    source: ModelSource
+    task: ModuleType
+    tokenizer: Any
+    labels: list[str]
+    splits: dict[str, Split]
+    pad_token_id: int
+    engine: Any
+    steps_per_epoch: int
+    total_steps: int
+    micro_batch_size: int
+    callbacks: list[Callback]
+    stopper: Stopper | None
+    diary: Metrics | None
+
+    def stage(self, text: str) -> None:
+        """Says what the run is doing now; rank 0 is heard."""
+        if self.diary:
+            self.diary.stage(text)
+
+    def close(self) -> None:
+        """Ends the callbacks, and the engine with its hooks."""
+        for callback in self.callbacks:
+            callback.close()
+        self.engine.destroy()
+
+
+def choose_micro_batch(rows: int, longest: int, budget: int) -> int:
+    """Rows a micro batch: the worker's `rows` of a global batch in as few equal parts as keep each within `budget` tokens."""
+    parts = max(1, -(-rows * longest // budget))
+    return max(1, -(-rows // parts))
+
+
+def build(setup: Setup, group: Group) -> Session:
+    """Loads data and model and makes the engine. Every worker calls it."""
+    job, folder = setup.load_job(), RunFolder(Path(setup.folder))
+    diary = Metrics(folder.metrics) if group.rank == 0 else None
+    if diary:
+        diary.stage("loading the model")
+    task, prepared = tasks.get(job.task), Prepared(Path(setup.prepared))
+    splits = {name: Split(prepared.file(name)) for name in SPLITS}
+    tokenizer = load_tokenizer(setup.model)
+    batch_size, share = job.train.global_batch_size, -(-job.train.global_batch_size // group.world_size)
+    micro = job.train.micro_batch_size
+    if micro == "auto":
+        micro = choose_micro_batch(share, int(splits["train"].lengths.max()), GPU_TOKENS if setup.gpu else CPU_TOKENS)
+
+    zero = _zero(job, setup, group)
+    config = engines.ds_config(job, zero, group.world_size, micro, accumulation(batch_size, group.world_size, micro), group.device.type)
+    torch.manual_seed(job.seed)  # fresh heads start equal on every worker
+    with engines.loading_sharded(config):
+        model = task.load(setup.model, job, prepared.labels)
+    task.prepare_model(model, tokenizer, job)
+    if job.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    if job.train.lora:
+        model = add_lora(model, job)
+    parameters, trainable = count_parameters(model)
+    engine = engines.build(engines.TaskModel(model, task, job), job, config)
+
+    stopper = Stopper(job.train.early_stopping) if job.train.early_stopping else None
+    callbacks: list[Callback] = [c for c in (diary, stopper) if c]
+    if group.rank == 0 and setup.wandb != "off":
+        callbacks.append(Wandb(job, folder.id, folder.path, setup.wandb))
+    per_epoch = batches_per_epoch(len(splits["train"]), batch_size)
+    session = Session(
+        job=job,
+        group=group,
+        folder=folder,
+        source=setup.model,
+        task=task,
+        tokenizer=tokenizer,
+        labels=prepared.labels,
+        splits=splits,
+        pad_token_id=prepared.manifest["pad_token_id"],
+        engine=engine,
+        steps_per_epoch=per_epoch,
+        total_steps=job.train.max_steps or max(1, round(job.train.epochs * per_epoch)),
+        micro_batch_size=micro,
+        callbacks=callbacks,
+        stopper=stopper,
+        diary=diary,
+    )
+    facts = {"parameters": parameters, "trainable_parameters": trainable, "zero": zero, "micro_batch_size": micro}
+    facts |= {"accumulation": engine.gradient_accumulation_steps(), "total_steps": session.total_steps, "workers": group.world_size}
+    for callback in callbacks:
+        callback.start(facts)
+    return session
+
+
+def _zero(job: Job, setup: Setup, group: Group) -> int:
+    """The job's ZeRO stage, or the one that fits."""
+    if job.scale.zero != "auto":
+        return job.scale.zero
+    if job.scale.offload != "none":
+        return 3 if job.scale.offload == "all" else 2
+    if setup.gpu:
+        memory = float(torch.cuda.get_device_properties(group.device).total_memory)
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))
+    return engines.choose_zero(_parameters(setup.model), group.world_size, memory)
+
+
+def _parameters(source: ModelSource) -> int:
+    """Parameters of the model, from its configuration alone (built without memory on the meta device)."""
+    from transformers import AutoModel
+
+    from trainers.model import load_config
+
+    with torch.device("meta"):
+        return count_parameters(AutoModel.from_config(load_config(source)))[0]
