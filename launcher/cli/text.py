@@ -31,7 +31,7 @@ def finite(value: Any) -> Any:
 
 def duration(seconds: float) -> str:
     """`4.2 s`, `3 m 07 s`, `5 h 12 m`, `3 d 4 h`."""
-    if seconds < 60:
+    if seconds < 59.5:
         return f"{max(0.0, seconds):.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -80,14 +80,17 @@ def test_merges_may_be_overridden_and_keys_know_their_lines() -> None:
         ('a: "\\ud800"', "f:1: '\\ud800' holds a character that no file name or text can hold"),
         ('a: "\\0"', "f:1: '\\x00' holds a character that no file name or text can hold"),
         ("a: " + "[" * 3000, "f: is nested too deeply"),
-        ("a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcde", "bcdef", strict=True)), None),
+        (
+            "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{c}: &{c} [{', '.join([f'*{p}'] * 9)}]\n" for p, c in zip("abcde", "bcdef", strict=True)),
+            "f:1: holds more than 100,000 values; is an alias repeated too often?",
+        ),
     ],
 )
-def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str | None) -> None:
+def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         parse(text, "f")
     assert len(str(caught.value).splitlines()) == 1
-    assert str(caught.value) == (message or "f:5: holds more than 100,000 values; is an alias repeated too often?")
+    assert str(caught.value) == message
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
@@ -152,6 +155,16 @@ def test_a_message_is_one_line_whatever_it_holds() -> None:
 
 
 def test_dump_reads_back_to_the_same_values() -> None:
-    values = {"a": "1e-4", "b": 1e-4, "c": "off", "d": "2024-01-01", "e": None, "f": [1, "1", "é\n ü", ""], "g": {"h": 1e-8, "i": "x" * 300}, "j": "~", "k": ".5e3"}
+    values = {
+        "a": "1e-4",
+        "b": 1e-4,
+        "c": "off",
+        "d": "2024-01-01",
+        "e": None,
+        "f": [1, "1", "é\n ü", ""],
+        "g": {"h": 1e-8, "i": "x" * 300},
+        "j": "~",
+        "k": ".5e3",
+    }
     again = parse(yamlfile.dump(values), "f").values
     assert again == values and list(again) == list(values)
