@@ -57,7 +57,8 @@ def say(text: str) -> None:
 def claim(name: str, ratio: float, bound: str, target: float, conditions: str) -> dict[str, Any]:
     """Prints a claim's line on stdout; `bound` is `<=` or `>=`. Returns what --json keeps of it."""
     print(f"{name}: ratio {ratio:.3f} (target {bound} {target:g}; {conditions})", flush=True)
-    return {"claim": name, "ratio": ratio, "bound": bound, "target": target, "met": ratio <= target if bound == "<=" else ratio >= target, "conditions": conditions}
+    met = ratio <= target if bound == "<=" else ratio >= target
+    return {"claim": name, "ratio": ratio, "bound": bound, "target": target, "met": met, "conditions": conditions}
 
 
 def machine() -> str:

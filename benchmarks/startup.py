@@ -7,6 +7,7 @@ Where the time goes is printed on stderr, by what Muster itself says that it is 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import median
 
 import common
@@ -53,7 +54,7 @@ def main() -> None:
         say(f"turn {turn + 1}: first step after {a:.1f} s with muster, {b:.1f} s with torchrun, ratio {a / b:.2f}")
     say("where muster's time goes (last turn):")
     marks = stages(runs["muster"][-1])
-    for (text, at), (_, until) in zip(marks, marks[1:], strict=False):
+    for (text, at), (_, until) in pairwise(marks):
         say(f"  {at:6.2f} s  +{until - at:5.2f}  {text}")
     say(f"  {marks[-1][1]:6.2f} s         {marks[-1][0]}")
     medians = {name: median(values) for name, values in times.items()}

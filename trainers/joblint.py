@@ -88,7 +88,7 @@ def problems(job: Job) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` with the nearest known name, or nothing."""
+    """`; did you mean …?` with the nearest known name, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
@@ -110,7 +110,7 @@ def _worded(error: ValidationError, values: dict[str, Any], document: Document, 
     kind = findings[0]["type"]
     if kind == "extra_forbidden":
         known = _fields(model, key[:-1])
-        hint = nearest(str(key[-1]), known) or f"; known here: {', '.join(known)}"
+        hint = _elsewhere(model, str(key[-1])) or nearest(str(key[-1]), known) or f"; known here: {', '.join(known)}"
         return UserError(f"is not a known key{hint}", key=dotted, where=document.where(key))
     if kind == "missing" and isinstance(findings[0]["loc"][-1], int):
         return UserError(f"{_shown(findings[0]['input'])} has too few values", key=dotted, where=document.where(key))
@@ -180,6 +180,21 @@ def _wanted(finding: Any) -> str:
             return "null"
         case _:
             return str(finding["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def _elsewhere(model: type[BaseModel], name: str) -> str:
+    """`; did you mean a.b.name?` where exactly one block has a key of this very name: `train.lr` is a common slip."""
+    places = [path for path in _paths(model) if path[-1] == name]
+    return f"; did you mean {'.'.join(places[0])}?" if len(places) == 1 else ""
+
+
+def _paths(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every key of a job, with the blocks it stands in."""
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        for candidate in [field.annotation, *get_args(field.annotation)]:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from _paths(candidate, (*above, name))
 
 
 def _fields(model: type[BaseModel], key: Key) -> list[str]:

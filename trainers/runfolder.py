@@ -96,7 +96,7 @@ class RunFolder:
             records, _ = self.records(max(0, self.metrics.stat().st_size - 16_384))
         except FileNotFoundError:
             return {}
-        return next((record for record in reversed(records) if "step" in record), {})
+        return next((record for record in reversed(records) if record.get("kind") == "step"), {})
 
 
 def runs(storage: Path) -> Iterator[RunFolder]:

