@@ -10,6 +10,7 @@ grouped queries and sliding windows at most) can use it. Others get padded rows 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def attention(
         return _flash(query, key, value, cu_seq_lens_q, scaling, sliding_window, grouped), None
     parts = []
     bounds = cu_seq_lens_q.tolist()
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in pairwise(bounds):
         mask = _band(end - first, sliding_window, query.device)
         parts.append(
             functional.scaled_dot_product_attention(
@@ -90,4 +91,6 @@ def _flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tens
     longest = int((bounds[1:] - bounds[:-1]).max())
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (q, k, v))  # [T, H, E]
     left = -1 if window is None else window - 1
-    return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=grouped)[None]
+    mixed = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), enable_gqa=grouped)
+    assert isinstance(mixed, torch.Tensor)
+    return mixed[None]

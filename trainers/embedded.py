@@ -61,7 +61,8 @@ def fit(entry: Any, config: dict[str, Any], workers: int, resources: dict[str, f
     Raises:
         ray.train.TrainingFailedError: a worker raised or died.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.v2.api.config import FailureConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     # Not TorchTrainer: its backend makes the controller import torch before any worker starts; see trainers.distributed.

@@ -104,8 +104,7 @@ def loading_sharded(config: dict[str, Any]) -> Iterator[None]:
     if config["zero_optimization"]["stage"] != 3:
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     held = HfDeepSpeedConfig(config)  # transformers keeps a weak reference: it must live on
     try:

@@ -91,7 +91,7 @@ class Lora(Config):
     """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning; presence of the block turns them on."""
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
-    alpha: Annotated[float, Field(gt=0, le=4096)] = 32.0
+    alpha: Annotated[int, Field(ge=1, le=4096)] = 32
     """The update is scaled by alpha / rank."""
     dropout: Fraction = 0.0
     targets: list[str] | Literal["all-linear"] = "all-linear"

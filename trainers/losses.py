@@ -9,6 +9,7 @@ memory is chunk × vocabulary, and no logits are kept or computed twice. torch 2
 from __future__ import annotations
 
 import inspect
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def _own_logits(inner: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def _pad(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """One row a document, padded on the right: `[D, max length]`; and where the supervised positions are in it."""
     bounds = batch["boundaries"].tolist()
-    documents = [batch["input_ids"][0, a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    documents = [batch["input_ids"][0, a:b] for a, b in pairwise(bounds)]
     row = torch.searchsorted(batch["boundaries"].long(), batch["at"], right=True) - 1
     return {
         "input_ids": torch.nn.utils.rnn.pad_sequence(documents, batch_first=True),
@@ -128,7 +129,7 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The saved gradients times the loss's own."""
         hidden, weight, bias = ctx.saved_tensors
         return (

@@ -48,9 +48,6 @@ def _table(report: dict[str, Any]) -> list[str]:
     if not test:
         return ["Not tested: the run was stopped early." if report.get("state") == "stopped" else "Not tested: the job held no rows back."]
     others = report.get("baselines", {})
-    rows = [
-        f"| {name} | " + " | ".join(f"{scores[name]:.4f}" if name in scores else "–" for scores in (*others.values(), test)) + " |"
-        for name in test
-    ]
+    rows = [f"| {name} | " + " | ".join(f"{scores[name]:.4f}" if name in scores else "–" for scores in (*others.values(), test)) + " |" for name in test]
     names = [_COLUMNS.get(name, name) for name in others]
     return ["| metric | " + " | ".join([*names, "fine-tuned"]) + " |", "|---" * (len(others) + 2) + "|", *rows]

@@ -68,9 +68,7 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
                 ray_ready.exception()  # never leave Ray half-started behind
             gpu = _gpu(job)
             folder = RunFolder.create(storage, job.name, job.resolved())
-            setup = Setup(
-                job=job.resolved(), folder=str(folder.path), prepared=str(prepared.path), model=source, wandb=wandb_mode(job), cpus=cpus, gpu=gpu
-            )
+            setup = Setup(job=job.resolved(), folder=str(folder.path), prepared=str(prepared.path), model=source, wandb=wandb_mode(job), cpus=cpus, gpu=gpu)
             folder.update(**provenance.facts(job, prepared.manifest, setup.wandb))
             listen({"kind": "run", "run": folder.id, "folder": str(folder.path)})
             for note in _notes(prepared, workers * cpus):
@@ -146,7 +144,7 @@ def _cause(folder: RunFolder, error: BaseException) -> MusterError:
     deaths = getattr(error, "worker_failures", None) or {}
     for rank, death in sorted(deaths.items()):
         text = str(death)
-        memory = "OutOfMemory" in type(death).__name__ or "memory" in text.lower() and "oom" in text.lower()
+        memory = "OutOfMemory" in type(death).__name__ or ("memory" in text.lower() and "oom" in text.lower())
         why = "out of memory" if memory else "killed from outside, most often for want of memory"
         return RunError(f"worker {rank} died without a word: {why}; lower train.micro_batch_size or raise scale.zero (log: {folder.logs}/worker-{rank}.log)")
     return RunError(f"Ray could not run the workers: {str(error).splitlines()[0]} (log: {folder.logs}/driver.log)")
@@ -229,4 +227,3 @@ class _Interrupts:
 
     def _hear(self, number: int, frame: Any) -> None:
         self.count += 1
-
