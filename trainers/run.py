@@ -22,6 +22,7 @@ from trainers import embedded, entry, provenance
 from trainers.callbacks.wandb import mode as wandb_mode
 from trainers.data.prepare import Prepared, prepare
 from trainers.errors import MusterError, RunError, UserError
+from trainers.inspection import inspect
 from trainers.job import Job
 from trainers.model_source import ModelSource, locate
 from trainers.runfolder import RunFolder
@@ -53,6 +54,7 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
         RunError: the run started and failed; its folder tells.
     """
     storage = storage.expanduser().resolve()
+    inspect(job, document)
     writable(storage)
     workers, cpus = job.scale.workers, _cpus(job)
     source = locate(job.model)

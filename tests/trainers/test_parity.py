@@ -114,5 +114,5 @@ def test_losses_equal_a_plain_loop_at_every_zero_stage_and_accumulation(task: st
     found = tiny.run_workers(train_all, workers, setups)[0]
     for (case, _), losses in zip(cases, found, strict=True):
         assert len(losses) == STEPS
-        worst = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
-        assert worst < 1e-4, f"zero, accumulation = {case}: differs by {worst:.2e} at step {[abs(a - b) for a, b in zip(losses, expected)].index(worst)}"
+        differences = [abs(a - b) for a, b in zip(losses, expected, strict=True)]
+        assert max(differences) < 1e-4, f"zero, accumulation = {case}: differs by {max(differences):.2e} at step {differences.index(max(differences))}"

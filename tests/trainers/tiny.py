@@ -129,13 +129,8 @@ def run_workers(function: Callable[..., Any], world_size: int, *arguments: Any, 
         folder = Path(temporary)
         (folder / "call").write_bytes(pickle.dumps((function.__code__.co_filename, function.__name__, arguments)))
         command = [sys.executable, __file__, str(folder), str(world_size), str(port)]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "DS_ACCELERATOR": "cpu",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "WANDB_SILENT": "true",
-        }
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "DS_ACCELERATOR": "cpu"}
+        environment |= {"TRANSFORMERS_VERBOSITY": "error", "WANDB_SILENT": "true"}
         workers = [
             subprocess.Popen([*command, str(rank)], env=environment, stdout=(folder / f"log{rank}").open("wb"), stderr=subprocess.STDOUT)
             for rank in range(world_size)

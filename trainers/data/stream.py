@@ -53,7 +53,8 @@ def micro_batches(split: Split, batch: NDArray[np.int64], rank: int, world_size:
 
 def accumulation(global_batch_size: int, world_size: int, micro_batch_size: int) -> int:
     """Micro batches a worker makes of one global batch: enough for the largest share."""
-    return -(-(-(-global_batch_size // world_size)) // micro_batch_size)
+    largest_share = (global_batch_size + world_size - 1) // world_size
+    return (largest_share + micro_batch_size - 1) // micro_batch_size
 
 
 def _plain(value: Any) -> Any:
