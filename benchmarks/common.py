@@ -109,8 +109,13 @@ def run(command: list[str], log: Path, timeout_s: float, worker: Callable[[str],
     events: list[Event] = []
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, cwd=ROOT, env=_environment(), text=True, start_new_session=True)
-        watch = _Watch(process.pid, worker)
-        overdue = threading.Timer(timeout_s, _end, (process, watch))
+        watch, late = _MemoryWatch(process.pid, worker), threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            _end(process)
+
+        overdue = threading.Timer(timeout_s, give_up)
         try:
             watch.start()
             overdue.start()
@@ -122,14 +127,13 @@ def run(command: list[str], log: Path, timeout_s: float, worker: Callable[[str],
                         events.append({**event, "at": at})
             process.wait()
         finally:
-            late = not overdue.is_alive()
             overdue.cancel()
-            _end(process, watch)
+            _end(process)
             watch.stop()
     seconds = time.perf_counter() - started
-    if process.returncode or late:
+    if process.returncode or late.is_set():
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
-        why = f"took longer than {timeout_s:.0f} s" if late else f"ended with {process.returncode}"
+        why = f"took longer than {timeout_s:.0f} s" if late.is_set() else f"ended with {process.returncode}"
         raise RuntimeError(f"{' '.join(command[:3])} … {why}; {log}:\n{tail}")
     return Finished(events, seconds, watch.peaks)
 
@@ -171,30 +175,23 @@ def _ray_worker(line: str) -> bool:
     return line.startswith("ray::") and "RayTrainWorker" in line
 
 
-class _Watch(threading.Thread):
-    """Keeps the processes below a command, and the peak memory (VmHWM) of the workers among them, as last seen alive."""
+class _MemoryWatch(threading.Thread):
+    """Keeps the peak memory (VmHWM) of the workers below a command, as last seen alive; without `worker` it does nothing."""
 
     def __init__(self, root: int, worker: Callable[[str], bool] | None) -> None:
         super().__init__(daemon=True)
-        self.worker, self.peaks = worker, dict[int, int]()
-        self.seen: dict[int, psutil.Process] = {}
-        self._root, self._done = root, threading.Event()
+        self.peaks: dict[int, int] = {}
+        self._root, self._worker, self._done = root, worker, threading.Event()
 
     def run(self) -> None:
-        # Without memory to measure, once a second is enough to know what has to be ended, and costs the measured nothing.
-        while not self._done.wait(SAMPLE_S if self.worker else 1.0):
-            self.look()
+        while self._worker and not self._done.wait(SAMPLE_S):
+            with contextlib.suppress(psutil.Error):
+                for process in psutil.Process(self._root).children(recursive=True):
+                    self._measure(process, self._worker)
 
-    def look(self) -> None:
-        with contextlib.suppress(psutil.Error):
-            for process in psutil.Process(self._root).children(recursive=True):
-                self.seen.setdefault(process.pid, process)
-                if self.worker:
-                    self._measure(process)
-
-    def _measure(self, process: psutil.Process) -> None:
+    def _measure(self, process: psutil.Process, worker: Callable[[str], bool]) -> None:
         with contextlib.suppress(psutil.Error, OSError, StopIteration):
-            if process.pid in self.peaks or (self.worker and self.worker(" ".join(process.cmdline()))):
+            if process.pid in self.peaks or worker(" ".join(process.cmdline())):
                 lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
                 self.peaks[process.pid] = 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
@@ -203,18 +200,16 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def _end(process: subprocess.Popen[str], watch: _Watch) -> None:
-    """Ends a command and whatever it started, asking first."""
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends a command, asking first, and then whatever is left of the session that was made for it."""
     if process.poll() is None:
-        watch.look()
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(DOWN_S)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in watch.seen.values():  # psutil knows a process by its start time too: a reused id is left alone
-        with contextlib.suppress(psutil.Error):
-            child.kill()
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
 
 
 # --- The same model and rows for both sides -------------------------------------------------------------------------

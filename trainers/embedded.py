@@ -7,9 +7,11 @@ process's environment; the dashboard is off.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
+import time
 from typing import Any
 
 _ENVIRONMENT = {
@@ -48,11 +50,40 @@ def gpus() -> int:
 
 
 def stop() -> None:
-    """Ends what `start` started."""
+    """Ends what `start` started, down to the last process.
+
+    `ray.shutdown` ends the raylet; its two agents are meant to notice and sometimes do not (seen with 2.60 after SIGINT:
+    alive a minute later). All of them descend from this process, so whatever of them is left is ended here.
+    """
+    import psutil
     import ray
 
     if ray.is_initialized():
+        started = psutil.Process().children(recursive=True)
         ray.shutdown()
+        _wait(started)
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            for process in filter(_runs, started):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself just now
+                    end(process)
+            _wait(started)
+
+
+def _wait(processes: list[Any], at_most_s: float = 3.0) -> None:
+    """Until all have ended, or time is up."""
+    deadline = time.monotonic() + at_most_s
+    while any(map(_runs, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _runs(process: Any) -> bool:
+    """Whether a process still does anything; one whose parent never asks for its exit status (a zombie) does not."""
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def fit(entry: Any, config: dict[str, Any], workers: int, resources: dict[str, float], name: str, storage: str) -> None:

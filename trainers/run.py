@@ -26,7 +26,7 @@ from trainers.inspection import inspect
 from trainers.job import Job
 from trainers.model_source import ModelSource, locate
 from trainers.runfolder import RunFolder
-from trainers.session import Setup
+from trainers.setup import Setup
 from trainers.yamlfile import Document
 
 Listen = Callable[[dict[str, Any]], None]

@@ -21,31 +21,14 @@ from trainers.data.prepare import Prepared
 from trainers.data.split import SPLITS
 from trainers.data.stream import Split, accumulation
 from trainers.distributed import Group
-from trainers.job import Job, job_class
+from trainers.job import Job
 from trainers.model import add_lora, count_parameters, load_tokenizer
 from trainers.model_source import ModelSource
 from trainers.runfolder import RunFolder
+from trainers.setup import Setup
 
 CPU_TOKENS, GPU_TOKENS = 2048, 16384
 """Tokens of a micro batch that `micro_batch_size: auto` aims at: enough to fill the device, little enough to fit."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What the driver tells every worker; plain values, so that it can be sent anywhere."""
-
-    job: dict[str, Any]
-    folder: str
-    prepared: str
-    model: ModelSource
-    wandb: str
-    """`online`, `offline` or `off`."""
-    cpus: int
-    gpu: bool
-
-    def load_job(self) -> Job:
-        """The resolved job, checked again."""
-        return job_class(self.job["task"]).model_validate(self.job)
 
 
 @dataclass

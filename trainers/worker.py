@@ -21,7 +21,8 @@ from trainers.distributed import Group
 from trainers.engine import backward, set_lr
 from trainers.errors import RunError
 from trainers.schedule import factor
-from trainers.session import Session, Setup, build
+from trainers.session import Session, build
+from trainers.setup import Setup
 from trainers.weights import gather
 
 

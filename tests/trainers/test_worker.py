@@ -15,7 +15,7 @@ from trainers.data.prepare import Prepared, prepare
 from trainers.data.stream import Split
 from trainers.job import job_class
 from trainers.model_source import locate
-from trainers.session import Setup
+from trainers.setup import Setup
 from trainers.tasks import causal_lm
 
 pytestmark = pytest.mark.cluster

@@ -18,30 +18,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = [
-    "red",
-    "green",
-    "blue",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "sun",
-    "moon",
-    "star",
-    "sea",
-    "river",
-    "hill",
-    "tree",
-    "bird",
-    "fish",
-    "user",
-    "assistant",
-    "system",
-    "hello",
-    "bye",
-]
+WORDS = "red green blue one two three four five sun moon star sea river hill tree bird fish user assistant system hello bye".split()
 
 
 def tokenizer() -> Any:
