@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
 import threading
@@ -206,10 +205,18 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(DOWN_S)
-    for pid in psutil.pids():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == process.pid:
-                os.kill(pid, signal.SIGKILL)
+    left = [child for child in psutil.process_iter() if _session(child.pid) == process.pid]
+    for child in left:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    psutil.wait_procs(left, timeout=5)
+
+
+def _session(pid: int) -> int:
+    """The session of a process; 0 for one that is gone."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        return os.getsid(pid)
+    return 0
 
 
 # --- The same model and rows for both sides -------------------------------------------------------------------------
@@ -280,7 +287,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def classification(max_steps: int) -> dict[str, Any]:
-    """A job of steps that all cost the same: MiniLM, 16 texts of 128 tokens, no dropout, no evaluation, ZeRO 2.
+    """A job of steps that all cost the same: MiniLM, 8 texts of 128 tokens, no dropout, no evaluation, ZeRO 2.
 
     The texts are dialogues cut at 128 tokens; the label is the parity of the dialogue's number, which nothing can be
     learned from and whose loss is as good to compare as any.
@@ -295,7 +302,7 @@ def classification(max_steps: int) -> dict[str, Any]:
         "data": {"train": str(rows), "max_length": 128, "split": {"validation": 0.0, "test": 0.0}},
         "train": {
             "max_steps": max_steps,
-            "global_batch_size": 16,
+            "global_batch_size": 8,
             "dropout": 0.0,
             "optimizer": {"name": "adamw", "lr": 3e-5, "weight_decay": 0.01},
             "schedule": {"name": "constant", "warmup_steps": 0},

@@ -1,6 +1,6 @@
 """Claim `step-overhead`: a step of `muster train` takes as long as one of a bare torchrun + DeepSpeed script.
 
-Both train MiniLM on the same rows in the same order: 16 texts of 128 tokens a step, fp32, ZeRO 2, two workers of one
+Both train MiniLM on the same rows in the same order: 8 texts of 128 tokens a step, fp32, ZeRO 2, two workers of one
 thread, W&B off. They take turns; the ratio is that of the median step times over all turns, without the first three steps
 of each. The losses of both have to agree step by step, or the comparison is refused.
 """
@@ -56,7 +56,7 @@ def main() -> None:
     say(f"fastest tenth (the least disturbed by neighbours): {fast['muster']:.4f} s against {fast['torchrun']:.4f} s, {fast['muster'] / fast['torchrun']:.3f}")
     say(f"first losses differ by at most {worst:.1e}")
     conditions = (
-        f"median of {turns} x {steps - SKIP} steps, {medians['muster']:.3f} s against {medians['torchrun']:.3f} s; MiniLM 22.7 M fp32, 16 x 128 tokens a step, "
+        f"median of {turns} x {steps - SKIP} steps, {medians['muster']:.3f} s against {medians['torchrun']:.3f} s; MiniLM 22.7 M fp32, 8 x 128 tokens a step, "
         f"ZeRO 2, 2 workers x 1 thread, W&B off; {common.machine()}"
     )
     result = common.claim("step-overhead", medians["muster"] / medians["torchrun"], "<=", 1.03, conditions)
