@@ -124,7 +124,14 @@ def build(model: TaskModel, job: Job, config: dict[str, Any]) -> Any:
 
     skip_shm_op()
     optimizer = make_optimizer(optimizer_groups(model, job.train.optimizer.weight_decay), job.train.optimizer, job.scale.offload != "none")
+    exact = {}
+    if job.train.precision == "bf16" and config["zero_optimization"]["stage"] in (1, 2):
+        exact = {parameter: parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
+    for parameter, value in exact.items():
+        # DeepSpeed makes its fp32 masters from weights already rounded to bf16: steps smaller than half a bf16 digit then
+        # move nothing for a while. From the exact weights, a fitting share of them moves from the first step on.
+        deepspeed.utils.safe_set_full_fp32_param(parameter, value)
     if config["zero_optimization"]["stage"] == 3:
         _share_head(model)
     return engine

@@ -66,6 +66,7 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
                 with document.blame("data.train"):
                     source, prepared = _inputs(job, source, storage, listen)
                 ray_ready.result()
+                interrupts.listen()  # Ray has put handlers of its own in place
             finally:
                 ray_ready.exception()  # never leave Ray half-started behind
             gpu = _gpu(job)
@@ -220,8 +221,12 @@ class _Interrupts:
         self.count = 0
 
     def __enter__(self) -> _Interrupts:
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = self.listen()
         return self
+
+    def listen(self) -> dict[int, Any]:
+        """Puts the counting handlers in place; returns those that were there."""
+        return {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

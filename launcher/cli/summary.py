@@ -34,7 +34,7 @@ def summary(state: str, run: RunFolder, report: Mapping[str, Any], step: Mapping
     if wandb.get("mode") and wandb["mode"] != "off":
         lines["wandb"] = " ".join(str(wandb[part]) for part in ("mode", "id", "url") if wandb.get(part))
     if run.model.is_dir():
-        lines["export"] = shlex.join(["muster", "export", run.id, f"./{run.id}", *storage])
+        lines["export"] = shlex.join([text.program(), "export", run.id, f"./{run.id}", *storage])
     if state != "finished":
         again = [*command, "--set", f"model={run.model}"] if run.model.is_dir() else command
         lines["go on"] = shlex.join(again)

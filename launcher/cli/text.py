@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import sys
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -46,3 +50,9 @@ def table(rows: list[list[str]], right: Collection[int] = ()) -> None:
     for number_, row in enumerate(rows):
         cells = [cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         typer.secho("  ".join(cells).rstrip(), bold=number_ == 0)  # secho drops the bold where stdout is no terminal
+
+
+def program() -> str:
+    """How to call this command again: `muster`, or its path where the shell would not find it (a virtual environment not activated)."""
+    own = sys.argv[0]
+    return os.path.relpath(own) if Path(own).name == "muster" and shutil.which("muster") is None else "muster"

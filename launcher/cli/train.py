@@ -9,11 +9,11 @@ from launcher.cli.options import DEFAULT_STORAGE, JobFile, Json, Overrides, Stor
 
 def train(job_file: JobFile, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
     """Fine-tune a model; Ctrl-C stops and keeps it."""
-    from launcher.cli import display
+    from launcher.cli import display, text
     from trainers.joblint import load_job
 
     job, document = load_job(job_file, overrides or ())
-    command = ["muster", "train", str(job_file), *(part for text in overrides or () for part in ("--set", text))]
+    command = [text.program(), "train", str(job_file), *(part for text in overrides or () for part in ("--set", text))]
     if storage != DEFAULT_STORAGE:
         command += ["--storage", str(storage)]
     with display.choose(as_json) as screen:

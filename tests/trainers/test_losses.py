@@ -144,3 +144,20 @@ def test_a_batch_without_labels_adds_nothing_and_still_has_a_gradient() -> None:
     total.backward()
     assert total.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters()) and model.lm_head.weight.grad is not None
+
+
+def test_short_documents_in_bf16_are_close_to_fp32() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 6, 40, 16), torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
+    bounds = torch.tensor([0, 1, 13, 40], dtype=torch.int32)
+    module = torch.nn.Identity()
+    exact = [t.clone().requires_grad_() for t in (q, k, v)]
+    halves = [t.bfloat16().requires_grad_() for t in (q, k, v)]
+    slow, _ = attention.attention(module, *exact, None, scaling=0.2, cu_seq_lens_q=bounds)
+    fast, _ = attention.attention(module, *halves, None, scaling=0.2, cu_seq_lens_q=bounds)
+    assert fast.shape == slow.shape == (1, 40, 6, 16)
+    torch.testing.assert_close(fast.float(), slow, rtol=0.05, atol=0.03)
+    slow.square().sum().backward()
+    fast.float().square().sum().backward()
+    for half, full in zip(halves, exact, strict=True):
+        assert functional.cosine_similarity(half.grad.float().flatten(), full.grad.flatten(), dim=0) > 0.999

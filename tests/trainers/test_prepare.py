@@ -54,7 +54,7 @@ GOOD = [{"text": f"{word} {other}", "label": word} for word in ("red", "green") 
     [
         ({"a.jsonl": []}, {}, "job.yaml:4: data.train: {0}/a.jsonl: there are no rows"),
         ({"a.jsonl": GOOD}, {"text": "txt"}, "job.yaml:5: data.text: there is no column 'txt'; the data has text, label; did you mean text?"),
-        ({"a.jsonl": GOOD, "b.jsonl": [{"text": "sea", "label": "blue"}]}, {"test": "b.jsonl"}, "job.yaml:5: data.test: the label 'blue' never occurs in training"),
+        ({"a.jsonl": GOOD, "b.jsonl": [{"text": "sea", "label": "blue"}]}, {"test": "b.jsonl"}, "job.yaml:5: data.test: the label 'blue' never occurs"),
         ({"a.jsonl": GOOD}, {"max_length": 65}, "job.yaml:5: data.max_length: 65 tokens are more than the model can position; at most 64"),
         ({"a.jsonl": [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}]}, {}, "every row has the label 'x'; there is nothing to tell apart"),
         ({"a.jsonl": [{"text": 3, "label": "x"}]}, {}, "data.text: column 'text' holds int64, not text"),
