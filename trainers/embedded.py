@@ -8,9 +8,11 @@ process's environment; the dashboard is off.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
+import sys
 import time
 from typing import Any
 
@@ -23,6 +25,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 OBJECT_STORE_BYTES = 100_000_000
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def start(cpus: int) -> None:
@@ -30,6 +33,7 @@ def start(cpus: int) -> None:
     os.environ.update(_ENVIRONMENT)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.pop("RAY_ADDRESS", None)
+    _adopt_orphans()
     import ray
 
     ray.init(
@@ -40,6 +44,12 @@ def start(cpus: int) -> None:
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
+
+
+def _adopt_orphans() -> None:
+    """On Linux, makes this process the parent of its descendants' orphans, instead of init: none gets out of sight."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def gpus() -> int:
@@ -53,7 +63,8 @@ def stop() -> None:
     """Ends what `start` started, down to the last process.
 
     `ray.shutdown` ends the raylet; its two agents are meant to notice and sometimes do not (seen with 2.60 after SIGINT:
-    alive a minute later). All of them descend from this process, so whatever of them is left is ended here.
+    alive a minute later). A killed worker leaves its W&B service behind. All of them descend from this process, orphans too
+    (`_adopt_orphans`), so whatever of them is left is ended here.
     """
     import psutil
     import ray
@@ -61,6 +72,7 @@ def stop() -> None:
     if ray.is_initialized():
         started = psutil.Process().children(recursive=True)
         ray.shutdown()
+        started += [process for process in psutil.Process().children(recursive=True) if process not in started]
         _wait(started)
         for end in (psutil.Process.terminate, psutil.Process.kill):
             for process in filter(_runs, started):

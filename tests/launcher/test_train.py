@@ -64,9 +64,16 @@ def ours(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether all have ended when the command has; a zombie that init has yet to reap has ended too."""
-    return not [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+def left(processes: list[psutil.Process]) -> list[str]:
+    """Those still running once the command has ended; a zombie that init has yet to reap has ended too."""
+    found = []
+    for process in processes:
+        try:
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} of {process.ppid()}: {' '.join(process.cmdline())[:150]}")
+        except psutil.NoSuchProcess:
+            pass
+    return found
 
 
 def test_a_run_from_the_job_to_the_exported_model(place: Path, tmp_path: Path) -> None:
@@ -129,7 +136,7 @@ def test_ctrl_c_keeps_the_model_says_how_to_go_on_and_leaves_nothing_running(pla
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "run.json").read_text())["state"] == "stopped"
     assert (folder / "model" / "model.safetensors").is_file()
-    assert gone(children)
+    assert left(children) == []
 
 
 def test_a_killed_worker_is_told_in_one_line_and_leaves_nothing_running(place: Path, tmp_path: Path) -> None:
@@ -144,7 +151,7 @@ def test_a_killed_worker_is_told_in_one_line_and_leaves_nothing_running(place: P
     assert process.returncode == 1
     assert errors.count("\n") == 1 and "worker 1 died" in errors and "micro_batch_size" in errors
     assert json.loads(next((tmp_path / "runs").glob("*/run.json")).read_text())["state"] == "failed"
-    assert gone(children)
+    assert left(children) == []
 
 
 def test_out_of_memory_in_a_worker_is_told_in_one_line(place: Path, tmp_path: Path) -> None:
