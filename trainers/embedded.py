@@ -19,7 +19,8 @@ from typing import Any
 _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the controller's poll: how soon a dead worker or the end is noticed
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # the controller's poll: how soon a dead worker or the end is noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains a Ray that lives on this machine alone
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers write to log files of their own
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
