@@ -31,8 +31,7 @@ def mode(job: Job) -> str:
 class Wandb(Callback):
     """Sends config, steps and evaluations to W&B under `run_id`; `folder` keeps the offline files.
 
-    Raises (from `close`):
-        RuntimeError: wandb itself failed; training went on without it.
+    If wandb itself fails, training goes on without it: `error` holds why, and the worker's log says so.
     """
 
     def __init__(self, job: Job, run_id: str, folder: Path, how: str) -> None:
@@ -86,7 +85,7 @@ class Wandb(Callback):
                 else:
                     run.summary.update(values)
             run.finish()
-        except Exception as error:  # monitoring must not end a run; the worker prints it and run.json keeps it
+        except Exception as error:  # monitoring must not end a run; the worker's log says so
             self.error = error
             print(f"wandb failed, training goes on without it: {error!r}", flush=True)
 
