@@ -1,8 +1,8 @@
 """From prepared rows to the micro batches of one worker, one global batch at a time.
 
 Every worker makes the same number of micro batches of every global batch, because sharded workers call collectives in
-step; a worker that runs out of rows gets empty ones, which add nothing to the loss. Within a worker's share the rows are
-sorted by length, which saves padding and changes neither the set of rows nor the loss, a sum.
+step; a worker that runs out of rows gets empty ones, which add nothing to the loss. The rows of a global batch are dealt so
+that the workers finish together (`trainers.data.deal`), and each takes its own by length, which saves padding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.data.order import lanes
+from trainers.data.deal import deal
 
 Rows = dict[str, list[Any]]
 """Columns of the same length; list columns hold int32 arrays."""
@@ -45,7 +45,7 @@ class Split:
 
 def micro_batches(split: Split, batch: NDArray[np.int64], rank: int, world_size: int, micro_batch_size: int, global_batch_size: int) -> Iterator[Rows]:
     """The micro batches of worker `rank`, `accumulation(...)` of them, the last ones possibly empty."""
-    mine = batch[lanes(len(batch), rank, world_size)]
+    mine = batch[deal(split.lengths[batch], world_size)[rank]]
     mine = mine[np.argsort(-split.lengths[mine], kind="stable")]
     for i in range(accumulation(global_batch_size, world_size, micro_batch_size)):
         yield split.take(mine[i * micro_batch_size : (i + 1) * micro_batch_size])
