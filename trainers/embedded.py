@@ -24,6 +24,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers write to log files of their own
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_enable_worker_prestart": "0",  # Ray Train's actors want an environment of their own: none would use these
+    "RAY_prestart_worker_first_driver": "0",
 }
 OBJECT_STORE_BYTES = 100_000_000
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -107,10 +109,10 @@ def fit(entry: Any, config: dict[str, Any], workers: int, resources: dict[str, f
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.v2.api.config import FailureConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    # Not TorchTrainer: its backend makes the controller import torch before any worker starts; see trainers.distributed.
-    DataParallelTrainer(
+    from trainers.local_trainer import LocalTrainer
+
+    LocalTrainer(
         entry,
         train_loop_config=config,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=resources.get("GPU", 0) > 0, resources_per_worker=resources),

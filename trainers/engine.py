@@ -9,9 +9,13 @@ lie. The optimizer is torch's own (fused kernels, on CPU too); DeepSpeed shards 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -123,6 +127,7 @@ def build(model: TaskModel, job: Job, config: dict[str, Any]) -> Any:
     import deepspeed
 
     skip_shm_op()
+    import_muon_uncompiled()
     optimizer = make_optimizer(optimizer_groups(model, job.train.optimizer.weight_decay), job.train.optimizer, job.scale.offload != "none")
     exact = {}
     if job.train.precision == "bf16" and config["zero_optimization"]["stage"] in (1, 2):
@@ -134,7 +139,25 @@ def build(model: TaskModel, job: Job, config: dict[str, Any]) -> Any:
         deepspeed.utils.safe_set_full_fp32_param(parameter, value)
     if config["zero_optimization"]["stage"] == 3:
         _share_head(model)
+    exact.clear()
+    give_back_memory()
     return engine
+
+
+def import_muon_uncompiled() -> None:
+    """Imports DeepSpeed 0.19's Muon, which it looks at in every step of any optimizer, without torch's compiler.
+
+    Its decorators would import the whole of Inductor: 2 s and 100 MB a worker, for an optimizer that no job asks for.
+    """
+    with mock.patch.object(torch, "compile", lambda function=None, **_: function or (lambda inner: inner)):
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+
+
+def give_back_memory() -> None:
+    """Returns to the machine what loading and sharding have freed; glibc would keep it, several copies of the model, for good."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def skip_shm_op() -> None:

@@ -130,11 +130,11 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The saved gradients times the loss's own."""
+        """The saved gradients times the loss's own; in place, for they serve once (a second backward raises, as ever)."""
         hidden, weight, bias = ctx.saved_tensors
         return (
-            None if hidden is None else hidden * grad.to(hidden.dtype),
-            None if weight is None else weight * grad.to(weight.dtype),
+            None if hidden is None else hidden.mul_(grad.to(hidden.dtype)),
+            None if weight is None else weight.mul_(grad.to(weight.dtype)),
             None if bias is None else (bias * grad).to(ctx.bias_dtype),
             None,
             None,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +99,20 @@ def test_deepspeed_skips_its_shared_memory_operator_when_told() -> None:
     assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__
     skip_shm_op()
     assert importlib.import_module("deepspeed.comm.torch").build_shm_op() is None
+
+
+def test_muon_comes_without_torchs_compiler() -> None:
+    """Private: `deepspeed.runtime.zero.muon` compiles at import; in a fresh process, since any test may have imported Inductor."""
+    script = """
+import sys
+from trainers.engine import import_muon_uncompiled
+import_muon_uncompiled()
+import torch
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+assert issubclass(MuonWithAuxAdam, torch.optim.Optimizer) and "torch._inductor.compile_fx" not in sys.modules
+assert torch.compile.__module__ == "torch"
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "DS_ACCELERATOR": "cpu"})
 
 
 def test_supervised_tokens_are_counted_past_255() -> None:
