@@ -65,16 +65,11 @@ def _model() -> Path:
 
 def reference(spec: dict[str, Any], found: common.Inputs) -> dict[str, Any]:
     """The same job for benchmarks/reference/transformers_trainer.py, rows in Muster's order."""
-    import pyarrow.parquet as parquet
-
-    from trainers.data.order import permutation
-
     train = spec["train"]
-    rows = parquet.ParquetFile(found.rows).metadata.num_rows
     return {
         "model": found.model,
         "rows": str(found.rows),
-        "order": permutation(rows, 0, 0)[: train["max_steps"] * train["global_batch_size"]].tolist(),
+        "order": found.order,
         "output": str(common.WORK / "trainer"),
         "workers": common.WORKERS,
         "max_steps": train["max_steps"],
@@ -152,12 +147,13 @@ def compare(quick: bool, target: Path | None) -> None:
 
 def profile(steps: int = 3) -> None:
     """The first worker's forward and backward of `steps` steps, op by op, on one thread."""
+    import pyarrow.parquet as parquet
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    from trainers.data.order import global_batch
-    from trainers.data.stream import Split, micro_batches
+    from trainers.data.deal import deal
+    from trainers.data.stream import lengths, plain
     from trainers.joblint import load_job
     from trainers.model_source import locate
     from trainers.tasks import causal_lm as task
@@ -168,18 +164,15 @@ def profile(steps: int = 3) -> None:
     torch.set_num_threads(1)
     model = task.load(locate(loaded.model), loaded, []).to(torch.bfloat16).train()
     task.prepare_model(model, None, loaded)
-    split, size = Split(found.rows), spec["train"]["global_batch_size"]
-    share = size // common.WORKERS
+    table, size = parquet.read_table(found.rows).combine_chunks(), spec["train"]["global_batch_size"]
 
     def step(number: int) -> tuple[int, int]:
-        done = [0, 0]
-        for micro in micro_batches(split, global_batch(len(split), size, 0, number), 0, common.WORKERS, share, size):
-            batch = task.collate(micro, found.pad_token_id)
-            loss, _ = task.loss(model, batch)
-            torch.autograd.backward(loss / task.supervised(batch))
-            done = [done[0] + batch["input_ids"].numel(), done[1] + task.supervised(batch)]
+        rows = table.take(found.order[number * size : (number + 1) * size])
+        batch = task.collate(plain(rows.take(deal(lengths(rows), common.WORKERS)[0])), found.pad_token_id)
+        loss, _ = task.loss(model, batch)
+        torch.autograd.backward(loss / task.supervised(batch))
         model.zero_grad(set_to_none=True)
-        return done[0], done[1]
+        return batch["input_ids"].numel(), task.supervised(batch)
 
     step(0)
     started = time.perf_counter()

@@ -236,6 +236,9 @@ class Inputs:
 
     model: str
     rows: Path
+    """Folder of the training rows' Parquet files."""
+    order: list[int]
+    """Numbers of the rows that Muster's first steps take, in its order, `max_steps × global_batch_size` of them."""
     labels: list[str]
     pad_token_id: int
 
@@ -249,7 +252,9 @@ def inputs(job: dict[str, Any], name: str) -> Inputs:
     loaded, _ = load_job(job_file(job, name))
     source = locate(loaded.model)
     prepared = prepare(loaded, source, WORK / "storage", lambda text: say(f"{name}: {text}"))
-    return Inputs(source.path, prepared.file("train"), prepared.labels, prepared.manifest["pad_token_id"])
+    order = prepared.order(loaded)
+    numbers = [int(row) for step in range(job["train"]["max_steps"]) for row in order.batch(step)]
+    return Inputs(source.path, prepared.path / "train", numbers, prepared.labels, prepared.manifest["pad_token_id"])
 
 
 def dialogues() -> Iterator[list[dict[str, str]]]:
@@ -319,6 +324,7 @@ def bare_deepspeed(job: dict[str, Any], found: Inputs) -> dict[str, Any]:
     return {
         "model": found.model,
         "rows": str(found.rows),
+        "order": found.order,
         "labels": len(found.labels),
         "pad_token_id": found.pad_token_id,
         "max_steps": train["max_steps"],

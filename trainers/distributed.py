@@ -47,6 +47,18 @@ class Group:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def exchange(self, parts: list[bytes]) -> list[bytes]:
+        """`parts[r]` goes to worker r; returns what each worker gave this one, by rank."""
+        if self.world_size == 1:
+            return parts
+        sizes = torch.tensor([len(part) for part in parts], device=self.device)
+        coming = torch.empty_like(sizes)
+        dist.all_to_all_single(coming, sizes)
+        given = torch.frombuffer(bytearray(b"".join(parts)) or bytearray(1), dtype=torch.uint8)[: int(sizes.sum())].to(self.device)
+        got = torch.empty(int(coming.sum()), dtype=torch.uint8, device=self.device)
+        dist.all_to_all_single(got, given, coming.tolist(), sizes.tolist())
+        return [piece.numpy().tobytes() for piece in got.cpu().split(coming.tolist())]
+
 
 def join(rank: int, world_size: int, local_rank: int, address: str, port: int, *, cpus: int, gpu: bool, timeout_s: float = 1800.0) -> Group:
     """Joins the group; returns when every worker has.

@@ -155,9 +155,10 @@ def import_muon_uncompiled() -> None:
 
 def give_back_memory() -> None:
     """Returns to the machine what loading and sharding have freed; glibc would keep it, several copies of the model, for good."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
+        if trim:
+            trim(0)
 
 
 def skip_shm_op() -> None:

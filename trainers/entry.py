@@ -23,17 +23,23 @@ def run(config: dict[str, Any]) -> None:
     _log_to(folder.logs / f"worker-{rank}.log")
     os.environ["LOCAL_WORLD_SIZE"] = str(ray.train.get_context().get_local_world_size())
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if setup.gpu else "cpu")
-    from trainers import distributed
-    from trainers.worker import train
-
     try:
-        train(setup, distributed.join_ray(cpus=setup.cpus, gpu=setup.gpu))
+        _train(setup)
     except BaseException as error:
         traceback.print_exc()
         write_json(folder.logs / f"error-{rank}.json", account(error, rank))
         raise
     finally:
         sys.stdout.flush()
+
+
+def _train(setup: Any) -> None:
+    from trainers import distributed
+    from trainers.worker import train
+
+    try:
+        train(setup, distributed.join_ray(cpus=setup.cpus, gpu=setup.gpu))
+    finally:
         distributed.leave()
 
 

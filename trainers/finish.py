@@ -14,7 +14,7 @@ from trainers.session import Session
 
 def measure(s: Session, name: str, step: int, split: str = "") -> dict[str, float]:
     """Metrics of a split (`name` unless said otherwise) with the weights as they are; recorded under `name`."""
-    metrics = evaluate(s.engine, s.task, s.splits[split or name], s.labels, s.group, s.micro_batch_size, s.pad_token_id)
+    metrics = evaluate(s.engine, s.task, s.held[split or name], s.labels, s.group, s.micro_batch_size, s.pad_token_id)
     record = {"kind": "evaluation", "split": name, "step": step, "metrics": metrics}
     for callback in s.callbacks:
         callback.evaluation(record)
@@ -23,12 +23,12 @@ def measure(s: Session, name: str, step: int, split: str = "") -> dict[str, floa
 
 def baselines(s: Session) -> dict[str, dict[str, float]]:
     """The test as it comes out without fine-tuning, and for always answering the same, where the task has such an answer."""
-    if not s.job.test.baseline or not len(s.splits["test"]):
+    if not s.job.test.baseline or not s.held["test"].total:
         return {}
     s.stage("measuring the baseline")
     found = {"before": measure(s, "baseline", 0, "test")}
     if hasattr(s.task, "trivial_baseline"):
-        found["majority"] = s.task.trivial_baseline(s.splits["train"].column("label"), s.splits["test"].column("label"), len(s.labels))
+        found["majority"] = s.task.trivial_baseline(s.label_counts["train"], s.label_counts["test"])
     return found
 
 
@@ -47,7 +47,7 @@ def conclude(s: Session, state: str, steps: int, best: dict[str, torch.Tensor], 
         if s.group.rank == 0:
             weights.save_model(model, whole, s.tokenizer, s.source.path, lambda: s.task.load(s.source, s.job, s.labels), s.folder.model)
         del whole
-    if state == "finished" and len(s.splits["test"]):
+    if state == "finished" and s.held["test"].total:
         s.stage("testing the model")
         report["test"] = measure(s, "test", steps, "test")
     if s.group.rank == 0:

@@ -58,6 +58,8 @@ class Data(Config):
     """Rows for the final test, when they are in files of their own."""
     split: Split = Split()
     clean: Clean = Clean()
+    shuffle_window: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    """Megabytes of rows (4 bytes a token) that are mixed at once, over all workers; twice as much is held in memory."""
     max_length: Annotated[int, Field(ge=2)] | Auto = "auto"
     """Tokens a row may have; longer ones are cut, and counted. `auto`: what the model allows, at most 512."""
 

@@ -7,7 +7,7 @@ asks an autoscaler for machines (there is none). Private parts of Ray 2.60, pinn
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -29,7 +29,7 @@ class LocalTrainer(DataParallelTrainer):
     """Not TorchTrainer: its backend makes the controller import torch before any worker starts; see trainers.distributed."""
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
-        controller["scaling_policy"] = _NoAutoscaler(self.scaling_config)
+        controller["scaling_policy"] = _NoAutoscaler(cast("Any", self.scaling_config))
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         controller["callbacks"] = [callback for callback in controller["callbacks"] if not isinstance(callback, unused)]
         return super()._initialize_and_run_controller(**controller)

@@ -16,10 +16,9 @@ from trainers.callbacks import Callback
 from trainers.callbacks.early_stopping import Stopper
 from trainers.callbacks.metrics import Metrics
 from trainers.callbacks.wandb import Wandb
-from trainers.data.order import batches_per_epoch
 from trainers.data.prepare import Prepared
-from trainers.data.split import SPLITS
-from trainers.data.stream import Split, accumulation
+from trainers.data.shards import Shards
+from trainers.data.stream import Stream, accumulation
 from trainers.distributed import Group
 from trainers.job import Job
 from trainers.model import add_lora, count_parameters, load_tokenizer
@@ -42,12 +41,18 @@ class Session:
     task: ModuleType
     tokenizer: Any
     labels: list[str]
-    splits: dict[str, Split]
+    stream: Stream
+    """The rows to train on."""
+    held: dict[str, Shards]
+    """The rows of `validation` and `test`."""
+    label_counts: dict[str, list[int]]
+    """Rows of each label, by split."""
     pad_token_id: int
     engine: Any
     steps_per_epoch: int
     total_steps: int
     micro_batch_size: int
+    accumulation: int
     callbacks: list[Callback]
     stopper: Stopper | None
     diary: Metrics | None
@@ -59,6 +64,7 @@ class Session:
 
     def close(self) -> None:
         """Ends the callbacks, and the engine with its hooks."""
+        self.stream.close()
         for callback in self.callbacks:
             callback.close()
         self.engine.destroy()
@@ -77,15 +83,15 @@ def build(setup: Setup, group: Group) -> Session:
     if diary:
         diary.stage("loading the model")
     task, prepared = tasks.get(job.task), Prepared(Path(setup.prepared))
-    splits = {name: Split(prepared.file(name)) for name in SPLITS}
     tokenizer = load_tokenizer(setup.model)
     batch_size, share = job.train.global_batch_size, -(-job.train.global_batch_size // group.world_size)
     micro = job.train.micro_batch_size
     if micro == "auto":
-        micro = choose_micro_batch(share, int(splits["train"].lengths.max()), GPU_TOKENS if setup.gpu else CPU_TOKENS)
+        micro = choose_micro_batch(share, prepared.manifest["longest"]["train"], GPU_TOKENS if setup.gpu else CPU_TOKENS)
 
+    parts = accumulation(batch_size, group.world_size, micro)
     zero = _zero(job, setup, group)
-    config = engines.ds_config(job, zero, group.world_size, micro, accumulation(batch_size, group.world_size, micro), group.device.type)
+    config = engines.ds_config(job, zero, group.world_size, micro, parts, group.device.type)
     torch.manual_seed(job.seed)  # fresh heads start equal on every worker
     with engines.loading_sharded(config):
         model = task.load(setup.model, job, prepared.labels)
@@ -102,7 +108,8 @@ def build(setup: Setup, group: Group) -> Session:
     callbacks: list[Callback] = [c for c in (diary, stopper) if c]
     if group.rank == 0 and setup.wandb != "off":
         callbacks.append(Wandb(job, folder.id, folder.path, setup.wandb))
-    per_epoch = batches_per_epoch(len(splits["train"]), batch_size)
+    order = prepared.order(job)
+    total_steps = job.train.max_steps or max(1, round(job.train.epochs * order.batches))
     session = Session(
         job=job,
         group=group,
@@ -111,18 +118,21 @@ def build(setup: Setup, group: Group) -> Session:
         task=task,
         tokenizer=tokenizer,
         labels=prepared.labels,
-        splits=splits,
+        stream=Stream(prepared.shards("train"), order, group, total_steps),
+        held={name: prepared.shards(name) for name in ("validation", "test")},
+        label_counts=prepared.manifest["label_counts"],
         pad_token_id=prepared.manifest["pad_token_id"],
         engine=engine,
-        steps_per_epoch=per_epoch,
-        total_steps=job.train.max_steps or max(1, round(job.train.epochs * per_epoch)),
+        steps_per_epoch=order.batches,
+        total_steps=total_steps,
         micro_batch_size=micro,
+        accumulation=parts,
         callbacks=callbacks,
         stopper=stopper,
         diary=diary,
     )
     facts = {"parameters": parameters, "trainable_parameters": trainable, "zero": zero, "micro_batch_size": micro}
-    facts |= {"accumulation": engine.gradient_accumulation_steps(), "total_steps": session.total_steps, "workers": group.world_size}
+    facts |= {"accumulation": parts, "total_steps": session.total_steps, "workers": group.world_size}
     for callback in callbacks:
         callback.start(facts)
     return session

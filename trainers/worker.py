@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from trainers import finish
-from trainers.data import order
 from trainers.data.stream import micro_batches
 from trainers.distributed import Group
 from trainers.engine import backward, set_lr
@@ -49,11 +48,12 @@ def _loop(s: Session) -> dict[str, Any]:
     engine.train()
     for step in range(s.total_steps):
         started = time.perf_counter()
-        rows = order.global_batch(len(s.splits["train"]), job.train.global_batch_size, job.seed, step)
-        micros = list(micro_batches(s.splits["train"], rows, group.rank, group.world_size, s.micro_batch_size, job.train.global_batch_size))
+        rows = s.stream.batch(step)
+        micros = list(micro_batches(rows, s.micro_batch_size, s.accumulation))
+        waited = time.perf_counter() - started
         batches = [s.task.collate(micro, s.pad_token_id) for micro in micros]
         asked = group.rank == 0 and s.folder.stop_request.exists()
-        count, tokens, stop = group.sum(sum(map(s.task.supervised, batches)), sum(map(s.task.tokens, micros)), asked)
+        count, tokens, samples, stop = group.sum(sum(map(s.task.supervised, batches)), sum(map(s.task.tokens, micros)), rows.num_rows, asked)
         if stop:
             last = step
             break
@@ -72,7 +72,7 @@ def _loop(s: Session) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         norm = engine.get_global_grad_norm()
         record = {"kind": "step", "step": step + 1, "total_steps": s.total_steps, "epoch": (step + 1) / s.steps_per_epoch, "loss": mean, "lr": lr}
-        record |= {"grad_norm": None if norm is None else float(norm), "step_s": seconds, "samples_per_s": len(rows) / seconds}
+        record |= {"grad_norm": None if norm is None else float(norm), "step_s": seconds, "data_s": waited, "samples_per_s": samples / seconds}
         record |= {"supervised_tokens_per_s": tokens / seconds}
         for callback in s.callbacks:
             callback.step(record)
@@ -90,7 +90,7 @@ def _loop(s: Session) -> dict[str, Any]:
 def _evaluates(s: Session, done: int) -> bool:
     """Whether the validation rows are due after `done` steps."""
     every = s.steps_per_epoch if s.job.train.evaluate_every == "epoch" else s.job.train.evaluate_every
-    return len(s.splits["validation"]) > 0 and (done % every == 0 or done == s.total_steps)
+    return s.held["validation"].total > 0 and (done % every == 0 or done == s.total_steps)
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -76,28 +76,21 @@ def main() -> None:
         },
     )
     engine.train()
-    step, epoch = 0, 0
-    while step < CONFIG["max_steps"]:
-        # A DistributedSampler's job; the last, smaller batch of an epoch is left out.
-        order = np.random.Generator(np.random.Philox(key=[CONFIG["seed"], epoch])).permutation(len(ids))
-        for first in range(0, len(ids) - batch_size + 1, batch_size):
-            started = time.perf_counter()
-            mine = order[first + rank * share : first + (rank + 1) * share]
-            input_ids, mask, wanted = collate([ids[i] for i in mine], labels[mine])
-            logits = engine(input_ids=input_ids, attention_mask=mask).logits
-            loss_sum = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
-            engine.backward(loss_sum / len(wanted))
-            engine.step()
-            totals = torch.tensor([loss_sum.item(), len(wanted)], dtype=torch.float64)
-            dist.all_reduce(totals)
-            loss = (totals[0] / totals[1]).item()
-            seconds = time.perf_counter() - started
-            step += 1
-            if rank == 0:
-                print(json.dumps({"kind": "step", "step": step, "loss": loss, "step_s": seconds}), flush=True)
-            if step == CONFIG["max_steps"]:
-                break
-        epoch += 1
+    order = np.array(CONFIG["order"])
+    for step, first in enumerate(range(0, len(order), batch_size), 1):
+        started = time.perf_counter()
+        mine = order[first + rank * share : first + (rank + 1) * share]
+        input_ids, mask, wanted = collate([ids[i] for i in mine], labels[mine])
+        logits = engine(input_ids=input_ids, attention_mask=mask).logits
+        loss_sum = torch.nn.functional.cross_entropy(logits.float(), wanted, reduction="sum")
+        engine.backward(loss_sum / len(wanted))
+        engine.step()
+        totals = torch.tensor([loss_sum.item(), len(wanted)], dtype=torch.float64)
+        dist.all_reduce(totals)
+        loss = (totals[0] / totals[1]).item()
+        seconds = time.perf_counter() - started
+        if rank == 0:
+            print(json.dumps({"kind": "step", "step": step, "loss": loss, "step_s": seconds}), flush=True)
     dist.destroy_process_group()
 
 

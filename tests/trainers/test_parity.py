@@ -16,9 +16,8 @@ import tiny
 import torch
 from torch.nn import functional
 
-from trainers.data import order
 from trainers.data.prepare import Prepared, prepare
-from trainers.data.stream import Split
+from trainers.data.stream import plain
 from trainers.job import job_class
 from trainers.model_source import locate
 from trainers.setup import Setup
@@ -67,7 +66,8 @@ def reference(job: Any, prepared: Path) -> list[float]:
     """The plain loop."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    train, split = job.train, Split(Prepared(prepared).file("train"))
+    train, found = job.train, Prepared(prepared)
+    table, order = found.shards("train").table(), found.order(job)
     causal = job.task == "causal-lm"
     model = (AutoModelForCausalLM if causal else AutoModelForSequenceClassification).from_pretrained(job.model, dtype=torch.float32)
     model.train()
@@ -77,7 +77,7 @@ def reference(job: Any, prepared: Path) -> list[float]:
     warmup = round(0.1 * STEPS)
     losses = []
     for step in range(STEPS):
-        rows = split.take(order.global_batch(len(split), train.global_batch_size, job.seed, step))
+        rows = plain(table.take(order.batch(step)))
         ids = [torch.tensor(row).long() for row in rows["input_ids"]]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)

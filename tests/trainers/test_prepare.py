@@ -7,18 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tiny
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.data import order
 from trainers.data.prepare import Prepared, prepare
 from trainers.data.rows import Example
 from trainers.data.split import clean, hold_out
-from trainers.data.stream import Split, accumulation, micro_batches
+from trainers.data.stream import lengths
 from trainers.errors import UserError
 from trainers.job import Clean
 from trainers.joblint import load_job
@@ -117,8 +115,8 @@ def test_an_unchanged_source_costs_nothing_and_a_changed_one_prepares_anew(tmp_p
 def test_long_rows_are_cut_with_their_closing_token_and_counted(tmp_path: Path, model: Path) -> None:
     rows = [*GOOD, {"text": "sun " * 30, "label": "red"}]
     prepared = make(tmp_path, model, train=jsonl(tmp_path / "a.jsonl", rows).name, max_length=10, split={"validation": 0, "test": 0})
-    split = Split(prepared.file("train"))
-    assert prepared.manifest["cut"] == 1 and max(split.lengths) == 10
+    found = lengths(prepared.shards("train").table())
+    assert prepared.manifest["cut"] == 1 and max(found) == prepared.manifest["longest"]["train"] == 10
 
 
 def examples(rows: list[tuple[str, str]]) -> list[Example]:
@@ -149,34 +147,3 @@ def test_the_split_is_stable_when_rows_are_added(rows: list[tuple[str, str]], ex
 def test_the_splits_have_about_the_asked_shares() -> None:
     parts = hold_out(examples([(str(i), "x") for i in range(20_000)]), 0.1, 0.2)
     assert len(parts["validation"]) == pytest.approx(2000, rel=0.1) and len(parts["test"]) == pytest.approx(4000, rel=0.1)
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
-def test_every_row_once_an_epoch_on_any_number_of_workers(rows: int, batch: int, world: int, micro: int, epoch: int) -> None:
-    class Fake(Split):
-        def __init__(self) -> None:
-            self.lengths = np.random.default_rng(0).integers(1, 9, rows)
-
-        def take(self, numbers: Any) -> Any:
-            return {"input_ids": list(numbers)}
-
-    seen = []
-    per_epoch = order.batches_per_epoch(rows, batch)
-    for position in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-        numbers = order.global_batch(rows, batch, 7, position)
-        together = []
-        for rank in range(world):
-            parts = list(micro_batches(Fake(), numbers, rank, world, micro, batch))
-            assert len(parts) == accumulation(batch, world, micro), "all workers make the same number of calls"
-            assert all(len(part["input_ids"]) <= micro for part in parts)
-            together += [n for part in parts for n in part["input_ids"]]
-        assert sorted(together) == sorted(numbers), "the same global batch, whoever reads it"
-        seen += together
-    assert sorted(seen) == list(range(rows))
-
-
-def test_the_generator_is_pinned() -> None:
-    """numpy may change what a generator draws: a run that is resumed under another numpy must then be told, not shuffled anew."""
-    assert order.permutation(8, 1, 0).tolist() == [0, 5, 4, 1, 2, 6, 3, 7]
-    assert order.permutation(8, 1, 1).tolist() == [2, 3, 6, 7, 1, 4, 0, 5]

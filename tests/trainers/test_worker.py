@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from trainers.data.prepare import Prepared, prepare
-from trainers.data.stream import Split
+from trainers.data.stream import plain
 from trainers.job import job_class
 from trainers.model_source import locate
 from trainers.setup import Setup
@@ -102,8 +102,8 @@ def reloaded_loss(setup: Setup) -> float:
     """Test loss of the saved folder, loaded by transformers alone."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    folder, split = Path(setup.folder) / "model", Split(Prepared(Path(setup.prepared)).file("test"))
-    rows = split.take(np.arange(len(split)))
+    folder, table = Path(setup.folder) / "model", Prepared(Path(setup.prepared)).shards("test").table()
+    rows = plain(table)
     assert AutoTokenizer.from_pretrained(folder).pad_token_id == 0
     if setup.job["task"] == "causal-lm":
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -115,7 +115,7 @@ def reloaded_loss(setup: Setup) -> float:
     from trainers.tasks import text_classification
 
     total, _ = text_classification.loss(model, text_classification.collate(rows, 0))
-    return total.item() / len(split)
+    return total.item() / table.num_rows
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:

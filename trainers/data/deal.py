@@ -3,7 +3,7 @@
 Which rows make up a global batch is the order's business; who computes which of them changes neither the loss (a sum over
 all of them) nor the next batch. Workers wait for the slowest, so rows are dealt by length: the longest first, to the worker
 with the fewest tokens so far (LPT, Graham 1969) that still has room, then single rows are exchanged between the fullest
-and the emptiest worker while that helps. Every worker gets as many rows as its lanes hold.
+and the emptiest worker while that helps. Workers get equal numbers of rows, but for one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
-from trainers.data.order import lanes
+from trainers.data.order import share
 
 EXCHANGES = 64
 """At most so many exchanges a global batch; in practice a few are enough."""
@@ -29,7 +29,7 @@ def deal(lengths: NDArray[np.int64], world_size: int) -> list[NDArray[np.int64]]
 
     The same on every worker, as it depends on nothing else.
     """
-    rooms = [slots.stop - slots.start for slots in (lanes(len(lengths), rank, world_size) for rank in range(world_size))]
+    rooms = [slots.stop - slots.start for slots in (share(len(lengths), rank, world_size) for rank in range(world_size))]
     hands: list[list[int]] = [[] for _ in rooms]
     loads = [(0, rank) for rank, room in enumerate(rooms) if room]
     for slot in np.argsort(-lengths, kind="stable").tolist():

@@ -12,19 +12,27 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
 from trainers import tasks
-from trainers.data import source
+from trainers.data import shards, source
+from trainers.data.order import Order
 from trainers.data.rows import Example
+from trainers.data.shards import Index, Shards
 from trainers.data.split import SPLITS, clean, hold_out
+from trainers.data.store import Store
 from trainers.errors import UserError
 from trainers.job import Job
 from trainers.model_source import ModelSource
 from trainers.runfolder import read_json, write_json
 
-VERSION = 1
+VERSION = 2
 """Raised when the same source and settings would give other rows."""
 
 Say = Callable[[str], None]
@@ -39,9 +47,19 @@ class Prepared:
         self.labels: list[str] = self.manifest["labels"]
         self.rows: dict[str, int] = self.manifest["rows"]
 
-    def file(self, split: str) -> Path:
-        """The Parquet file of one of `SPLITS`."""
-        return self.path / f"{split}.parquet"
+    @cached_property
+    def store(self) -> Store:
+        """Where its objects lie."""
+        return Store(str(self.path))
+
+    def shards(self, split: str) -> Shards:
+        """The rows of one of `SPLITS`."""
+        return Shards(self.store, Index.read(self.store, split))
+
+    def order(self, job: Job) -> Order:
+        """The order of its training rows under a job."""
+        index = self.shards("train").index
+        return Order(index.rows, job.train.global_batch_size, job.seed, float(index.memory.mean()), job.data.shuffle_window * 2.0**20)
 
 
 def prepare(job: Job, model: ModelSource, storage: Path, say: Say) -> Prepared:
@@ -93,6 +111,8 @@ def _build(job: Job, model: ModelSource, paths: dict[str, list[Path]], target: P
         "rows": {name: len(rows["input_ids"]) for name, rows in columns.items()},
         "examples": {name: len(examples) for name, examples in splits.items()},
         "tokens": {name: sum(map(len, rows["input_ids"])) for name, rows in columns.items()},
+        "longest": {name: max(map(len, rows["input_ids"]), default=0) for name, rows in columns.items()},
+        "label_counts": {name: np.bincount(rows["label"], minlength=len(labels)).tolist() for name, rows in columns.items() if "label" in rows},
         "dropped": {reason: n for reason, n in {**dropped, "nothing to learn": encoder.counts.get("nothing to learn", 0)}.items() if n},
         "cut": encoder.counts["cut"],
     }
@@ -126,22 +146,22 @@ def _check(job: Job, raw: dict[str, list[Example]], splits: dict[str, list[Examp
 
 
 def _write(target: Path, columns: dict[str, dict[str, list[Any]]], manifest: dict[str, Any]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         digest = hashlib.blake2b(digest_size=16)
+        parts = []
         for name, rows in columns.items():
             lists = {"input_ids", "supervised", "documents"}
             types = {column: pa.list_(pa.uint8() if column == "supervised" else pa.int32()) if column in lists else pa.int32() for column in rows}
             table = pa.table({column: pa.array(values, types[column]) for column, values in rows.items()})
+            table = _mixed(table)
             for column in table.column_names:
                 for chunk in table.column(column).chunks:
                     for buffer in chunk.buffers():
                         digest.update(memoryview(buffer) if buffer else b"")
-            parquet.write_table(table, partial / f"{name}.parquet", compression="zstd")
+            parts.append(shards.write(partial, name, table))
+        parquet.write_table(pa.concat_tables(parts), partial / shards.INDEX, compression="zstd")
         write_json(partial / "manifest.json", {**manifest, "hash": digest.hexdigest()})
         if not target.exists():
             partial.rename(target)
@@ -151,12 +171,17 @@ def _write(target: Path, columns: dict[str, dict[str, list[Any]]], manifest: dic
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _mixed(table: pa.Table) -> pa.Table:
+    """The rows in an order of no meaning, the same every time: sorted sources are mixed before the first epoch is."""
+    return table.take(pa.array(np.random.Generator(np.random.Philox(key=VERSION)).permutation(table.num_rows))).combine_chunks()
+
+
 def _address(job: Job, model: ModelSource, paths: dict[str, list[Path]]) -> str:
     """A hash of everything that decides the rows: files (size and time), data settings, task, tokenizer."""
     facts = {
         "version": VERSION,
         "task": job.task,
-        "data": job.data.model_dump(mode="json"),
+        "data": job.data.model_dump(mode="json", exclude={"shuffle_window"}),
         "files": [(name, str(p), p.stat().st_size, p.stat().st_mtime_ns) for name, files in paths.items() for p in files],
         "model": (model.path, model.gguf_file, model.signature()),
     }

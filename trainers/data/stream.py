@@ -1,54 +1,97 @@
-"""From prepared rows to the micro batches of one worker, one global batch at a time.
+"""From prepared row groups to the micro batches of one worker, one global batch at a time.
 
-Every worker makes the same number of micro batches of every global batch, because sharded workers call collectives in
-step; a worker that runs out of rows gets empty ones, which add nothing to the loss. The rows of a global batch are dealt so
-that the workers finish together (`trainers.data.deal`), and each takes its own by length, which saves padding.
+Each worker reads its lanes (`trainers.data.reader`). Then the rows of the global batch change hands, so that the workers
+finish together (`trainers.data.deal`): who computes a row changes neither the loss nor the next batch. Every worker makes
+the same number of micro batches of every global batch, because sharded workers call collectives in step; a worker that
+runs out of rows gets empty ones, which add nothing to the loss. Rows go by length, which saves padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from trainers.data.deal import deal
+from trainers.data.order import Ints, Order, share
+from trainers.data.reader import Reader
+from trainers.data.shards import Shards
+from trainers.distributed import Group
 
 Rows = dict[str, list[Any]]
-"""Columns of the same length; list columns hold int32 arrays."""
+"""Columns of the same length; list columns hold arrays."""
 
 
-class Split:
-    """The rows of one prepared split, read whole from Parquet into Arrow memory (4 bytes a token)."""
+class Stream:
+    """The training rows of a run, from any position.
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as parquet
+    Args:
+        end: the position behind the run's last global batch.
+    """
 
-        table = parquet.read_table(path, memory_map=True).combine_chunks()
-        self._columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-        self._rows = table.num_rows
-        self.lengths: NDArray[np.int64] = np.diff(self._columns["input_ids"].offsets.to_numpy()).astype(np.int64)
+    def __init__(self, shards: Shards, order: Order, group: Group, end: int) -> None:
+        self.order, self._group = order, group
+        lanes = share(order.lanes, group.rank, group.world_size)
+        self._reader = Reader(shards, order, range(lanes.start, lanes.stop), end)
 
-    def __len__(self) -> int:
-        return self._rows
+    def batch(self, position: int) -> pa.Table:
+        """This worker's rows of the global batch at `position`, the longest first."""
+        slots, table = self._reader.rows(position)
+        return longest_first(self._change_hands(position, slots, table))
 
-    def column(self, name: str) -> NDArray[Any]:
-        """A column of plain values, shape `[rows]`."""
-        return self._columns[name].to_numpy(zero_copy_only=False)
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._reader.close()
 
-    def take(self, numbers: NDArray[np.int64]) -> Rows:
-        """The rows with these numbers, in this order."""
-        return {name: [_plain(values[int(n)]) for n in numbers] for name, values in self._columns.items()}
+    def _change_hands(self, position: int, slots: Ints, table: pa.Table) -> pa.Table:
+        group = self._group
+        if group.world_size == 1:
+            return table
+        _, first, stop = self.order.span(position)
+        mine = np.zeros(stop - first)
+        mine[slots] = lengths(table)
+        hands = deal(np.array(group.sum(*mine), dtype=np.int64), group.world_size)
+        parts = [np.flatnonzero(np.isin(slots, hand)) for hand in hands]
+        given = [b"" if rank == group.rank or not len(rows) else _pack(table.take(pa.array(rows))) for rank, rows in enumerate(parts)]
+        tables = [pa.ipc.open_stream(pa.py_buffer(data)).read_all() for data in group.exchange(given) if data]
+        kept = parts[group.rank]
+        readers = self.order.readers(first, stop, group.world_size)[hands[group.rank]]
+        came = np.concatenate([slots[kept], *(hands[group.rank][readers == rank] for rank in range(group.world_size) if rank != group.rank)])
+        return pa.concat_tables([table.take(pa.array(kept)), *tables]).take(pa.array(np.argsort(came)))
 
 
-def micro_batches(split: Split, batch: NDArray[np.int64], rank: int, world_size: int, micro_batch_size: int, global_batch_size: int) -> Iterator[Rows]:
-    """The micro batches of worker `rank`, `accumulation(...)` of them, the last ones possibly empty."""
-    mine = batch[deal(split.lengths[batch], world_size)[rank]]
-    mine = mine[np.argsort(-split.lengths[mine], kind="stable")]
-    for i in range(accumulation(global_batch_size, world_size, micro_batch_size)):
-        yield split.take(mine[i * micro_batch_size : (i + 1) * micro_batch_size])
+def lengths(table: pa.Table) -> Ints:
+    """Tokens of each row, shape `[rows]`."""
+    chunks = [np.diff(chunk.offsets.to_numpy()) for chunk in table.column("input_ids").chunks]
+    return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
+
+
+def longest_first(table: pa.Table) -> pa.Table:
+    """The rows by length, equal ones in the order they came."""
+    return table.take(pa.array(np.argsort(-lengths(table), kind="stable")))
+
+
+def micro_batches(table: pa.Table, size: int, count: int) -> Iterator[Rows]:
+    """`count` micro batches of at most `size` rows, the last ones possibly empty."""
+    return (plain(table.slice(i * size, size)) for i in range(count))
+
+
+def in_batches(tables: Iterator[pa.Table], size: int, count: int) -> Iterator[Rows]:
+    """`count` batches of `size` rows from tables of any size, each put in order of length; then empty ones."""
+    left: pa.Table | None = None
+    made = 0
+    for table in chain(map(longest_first, tables), repeat(None)):
+        left = table if left is None else left if table is None else pa.concat_tables([left, table])
+        if left is None:
+            return
+        while made < count and (left.num_rows >= size or table is None):
+            yield plain(left.slice(0, size))
+            left, made = left.slice(size), made + 1
+        if made == count:
+            return
 
 
 def accumulation(global_batch_size: int, world_size: int, micro_batch_size: int) -> int:
@@ -57,5 +100,17 @@ def accumulation(global_batch_size: int, world_size: int, micro_batch_size: int)
     return (largest_share + micro_batch_size - 1) // micro_batch_size
 
 
-def _plain(value: Any) -> Any:
+def plain(table: pa.Table) -> Rows:
+    """Lists of numbers and arrays."""
+    return {name: [_value(value) for value in table.column(name)] for name in table.column_names}
+
+
+def _value(value: Any) -> Any:
     return value.values.to_numpy(zero_copy_only=False) if hasattr(value, "values") else value.as_py()
+
+
+def _pack(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()

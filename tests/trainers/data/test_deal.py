@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.data.deal import deal
-from trainers.data.order import lanes
+from trainers.data.order import share
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.integers(1, 4096), min_size=0, max_size=80), st.integers(1, 12))
-def test_every_slot_once_in_shares_as_large_as_the_lanes(lengths: list[int], world_size: int) -> None:
+def test_every_slot_once_in_shares_as_large_as_the_share(lengths: list[int], world_size: int) -> None:
     hands = deal(np.array(lengths, dtype=np.int64), world_size)
     assert sorted(slot for hand in hands for slot in hand.tolist()) == list(range(len(lengths)))
-    shares = [lanes(len(lengths), rank, world_size) for rank in range(world_size)]
+    shares = [share(len(lengths), rank, world_size) for rank in range(world_size)]
     assert [len(hand) for hand in hands] == [share.stop - share.start for share in shares]
 
 
