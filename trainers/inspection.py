@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainers import model_source, tasks
-from trainers.data import source
+from trainers.data import files, source
 from trainers.job import Job
 from trainers.yamlfile import Document
 
@@ -21,7 +21,7 @@ def inspect(job: Job, document: Document) -> None:
         specs = getattr(job.data, name)
         if specs is not None:
             with document.blame(f"data.{name}"):
-                found[name] = source.files(specs)
+                found[name] = files.files(specs)
     for name, paths in found.items():
         with document.blame(f"data.{name}"):
             tasks.get(job.task).read(source.beginning(paths[0]), job.data)

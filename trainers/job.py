@@ -56,6 +56,8 @@ class Data(Config):
     """Rows to watch training with, when they are in files of their own."""
     test: Paths | None = None
     """Rows for the final test, when they are in files of their own."""
+    prepared: Text | None = None
+    """Where prepared rows are kept: a folder, or s3://, gs://, az://, from which workers then stream. Default: `prepared/` in the storage."""
     split: Split = Split()
     clean: Clean = Clean()
     shuffle_window: Annotated[int, Field(ge=1, le=1 << 20)] = 128

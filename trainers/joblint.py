@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from trainers import tasks, yamlfile
-from trainers.data.source import absolute
+from trainers.data.files import absolute
 from trainers.errors import UserError
 from trainers.job import Job, job_class
 from trainers.yamlfile import Document, Key

@@ -71,7 +71,7 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
                 ray_ready.exception()  # never leave Ray half-started behind
             gpu = _gpu(job)
             folder = RunFolder.create(storage, job.name, job.resolved())
-            setup = Setup(job=job.resolved(), folder=str(folder.path), prepared=str(prepared.path), model=source, wandb=wandb_mode(job), cpus=cpus, gpu=gpu)
+            setup = Setup(job=job.resolved(), folder=str(folder.path), prepared=prepared.location, model=source, wandb=wandb_mode(job), cpus=cpus, gpu=gpu)
             folder.update(**provenance.facts(job, prepared.manifest, setup.wandb))
             listen({"kind": "run", "run": folder.id, "folder": str(folder.path)})
             for note in _notes(prepared, workers * cpus):

@@ -82,7 +82,7 @@ def build(setup: Setup, group: Group) -> Session:
     diary = Metrics(folder.metrics) if group.rank == 0 else None
     if diary:
         diary.stage("loading the model")
-    task, prepared = tasks.get(job.task), Prepared(Path(setup.prepared))
+    task, prepared = tasks.get(job.task), Prepared(setup.prepared)
     tokenizer = load_tokenizer(setup.model)
     batch_size, share = job.train.global_batch_size, -(-job.train.global_batch_size // group.world_size)
     micro = job.train.micro_batch_size

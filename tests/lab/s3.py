@@ -1,7 +1,7 @@
 """A real S3 server on the loopback (SeaweedFS, from PyPI), and a proxy that makes it distant, slow or unreliable.
 
-    with s3.server(folder) as server, s3.proxy(server.port, delay_ms=50) as proxy:
-        os.environ |= server.environment(proxy.port)
+with s3.server(folder) as server, s3.proxy(server.port, delay_ms=50) as proxy:
+    os.environ |= server.environment(proxy.port)
 """
 
 from __future__ import annotations
@@ -211,8 +211,8 @@ class Proxy:
                         state["left"] = 700 + self._random.randrange(1 << 16)
                 up_writer.write(data)
                 await up_writer.drain()
-        except ConnectionError:
-            pass  # either side hung up: what this proxy is for
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the end of the proxy, or either side hung up: what this proxy is for
         finally:
             back.cancel()
             up_writer.close()

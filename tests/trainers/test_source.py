@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.data import source
+from trainers.data import files, source
+from trainers.data.files import File
 from trainers.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -34,30 +35,34 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", source.FORMATS)
+@pytest.mark.parametrize("suffix", files.FORMATS)
 def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS)
-    assert source.read_tables([path]).to_pylist() == ROWS
-    assert source.beginning(path).to_pylist() == ROWS
+    assert source.read_tables([File.at(path)]).to_pylist() == ROWS
+    assert source.beginning(File.at(path)).to_pylist() == ROWS
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
 def test_the_beginning_of_a_large_file_knows_its_columns(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS * 1000)
-    head = source.beginning(path, whole_bytes=100)
+    head = source.beginning(File.at(path), whole_bytes=100)
     assert head.column_names == ["text", "label"] and head.slice(0, 5).to_pylist() == ROWS
     assert suffix == ".csv" or head.num_rows == source.HEAD_ROWS
 
 
 def test_columns_that_some_files_lack_are_null_there(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.jsonl", [{"text": "x"}, {"text": "y", "label": "b"}]), write(tmp_path / "b.csv", [{"text": "z"}])]
-    assert source.read_tables(paths).to_pylist() == [{"text": "x", "label": None}, {"text": "y", "label": "b"}, {"text": "z", "label": None}]
+    assert source.read_tables([File.at(path) for path in paths]).to_pylist() == [
+        {"text": "x", "label": None},
+        {"text": "y", "label": "b"},
+        {"text": "z", "label": None},
+    ]
 
 
 def test_empty_files_are_empty_tables(tmp_path: Path) -> None:
-    for suffix in source.FORMATS:
+    for suffix in files.FORMATS:
         (tmp_path / f"empty{suffix}").touch()
-        assert source.read_tables([tmp_path / f"empty{suffix}"]).num_rows == 0
+        assert source.read_tables([File.at(tmp_path / f"empty{suffix}")]).num_rows == 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_empty_files_are_empty_tables(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_names_the_file_and_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    for read in (lambda path: source.read_tables([path]), lambda path: source.beginning(path, 0)):
+    for read in (lambda path: source.read_tables([File.at(path)]), lambda path: source.beginning(File.at(path), 0)):
         with pytest.raises(UserError) as caught:
             read(tmp_path / name)
         assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
@@ -83,23 +88,27 @@ def test_what_cannot_be_read_names_the_file_and_the_line(tmp_path: Path, name: s
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"a": "caf\xe9"}\n')
     with pytest.raises(UserError, match=r"x.jsonl: cannot be read as jsonl: 'utf-8' codec can't decode byte 0xe9"):
-        source.read_tables([tmp_path / "x.jsonl"])
+        source.read_tables([File.at(tmp_path / "x.jsonl")])
 
 
 def test_types_that_do_not_go_together(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.jsonl", [{"text": "x"}]), write(tmp_path / "b.jsonl", [{"text": ["y"]}])]
     with pytest.raises(UserError, match=r"a.jsonl and 1 more: the same column has types that do not go together"):
-        source.read_tables(paths)
+        source.read_tables([File.at(path) for path in paths])
 
 
 def test_files_from_names_folders_globs_and_packages(tmp_path: Path) -> None:
     a, b, c = (write(tmp_path / name, ROWS) for name in ("a.csv", "b.jsonl", "c.csv"))
     (tmp_path / "notes.txt").touch()
-    assert source.files(str(a)) == [a]
-    assert source.files(str(tmp_path)) == [a, b, c], "a folder: the data files in it, by name"
-    assert source.files(str(tmp_path / "*.csv")) == [a, c]
-    assert source.files([str(c), str(a)]) == [c, a], "a list keeps its order"
-    assert source.locate("package:trainers/data") == str(Path(source.__file__).parent)
+
+    def found(spec: str | list[str]) -> list[Path]:
+        return [Path(file.address) for file in files.files(spec)]
+
+    assert found(str(a)) == [a]
+    assert found(str(tmp_path)) == [a, b, c], "a folder: the data files in it, by name"
+    assert found(str(tmp_path / "*.csv")) == [a, c]
+    assert found([str(c), str(a)]) == [c, a], "a list keeps its order"
+    assert files.locate("package:trainers/data") == str(Path(source.__file__).parent)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,8 @@ def test_files_from_names_folders_globs_and_packages(tmp_path: Path) -> None:
         ("{}/*.csv", "'{}/*.csv': there is no such file"),
         ("{}", "'{}': there is no such file with a .parquet, .jsonl, .json, .csv ending"),
         ("{}/notes.txt", "{}/notes.txt: the ending is not one of .parquet, .jsonl, .json, .csv"),
-        ("s3://bucket/x.csv", "'s3://bucket/x.csv': only files of this machine can be read so far; give a path"),
+        ("ftp://host/x.csv", "'ftp://host/x.csv': takes s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, or a path"),
+        ("s3:///x.csv", "'s3:///x.csv': takes s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH, or a path"),
         ("package:no-such-thing/x.csv", "'package:no-such-thing/x.csv': no package 'no-such-thing' is installed; pip install it, or give a path"),
         ("package:", "'package:': no package '' is installed; pip install it, or give a path"),
         ("package:trainers/none.csv", "'package:trainers/none.csv': there is no such file"),
@@ -119,5 +129,5 @@ def test_files_from_names_folders_globs_and_packages(tmp_path: Path) -> None:
 def test_specs_that_name_nothing(tmp_path: Path, spec: str, message: str) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError) as caught:
-        source.files(spec.replace("{}", str(tmp_path)))
+        files.files(spec.replace("{}", str(tmp_path)))
     assert str(caught.value) == message.replace("{}", str(tmp_path))

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,18 @@ import pyarrow.parquet as parquet
 
 from trainers import tasks
 from trainers.data import shards, source
+from trainers.data.files import File, files
 from trainers.data.order import Order
 from trainers.data.rows import Example
 from trainers.data.shards import Index, Shards
 from trainers.data.split import SPLITS, clean, hold_out
-from trainers.data.store import Store
+from trainers.data.store import StorageError, Store, is_remote
 from trainers.errors import UserError
 from trainers.job import Job
 from trainers.model_source import ModelSource
-from trainers.runfolder import read_json, write_json
+from trainers.runfolder import write_json
 
+MANIFEST = "manifest.json"
 VERSION = 2
 """Raised when the same source and settings would give other rows."""
 
@@ -41,16 +45,21 @@ Say = Callable[[str], None]
 class Prepared:
     """A prepared set: its folder and its manifest (`labels`, `rows` by split, `dropped` by reason, `hash`, …)."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = read_json(path / "manifest.json")
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        self.manifest: dict[str, Any] = json.loads(bytes(self.store.whole(MANIFEST)))
         self.labels: list[str] = self.manifest["labels"]
         self.rows: dict[str, int] = self.manifest["rows"]
 
     @cached_property
     def store(self) -> Store:
         """Where its objects lie."""
-        return Store(str(self.path))
+        return Store(self.location)
+
+    @property
+    def path(self) -> Path:
+        """Its folder, where it is on this machine."""
+        return Path(self.location)
 
     def shards(self, split: str) -> Shards:
         """The rows of one of `SPLITS`."""
@@ -68,21 +77,24 @@ def prepare(job: Job, model: ModelSource, storage: Path, say: Say) -> Prepared:
     Raises:
         UserError: missing files or columns, no rows, a label that training has never seen, texts longer than the model.
     """
-    paths = {name: source.files(specs) for name in SPLITS if (specs := getattr(job.data, name)) is not None}
-    target = storage / "prepared" / _address(job, model, paths)
-    if not (target / "manifest.json").is_file():
-        _build(job, model, paths, target, say)
-    return Prepared(target)
+    paths = {name: files(specs) for name in SPLITS if (specs := getattr(job.data, name)) is not None}
+    target = f"{job.data.prepared or storage / 'prepared'}/{_address(job, model, paths)}"
+    try:
+        if not _is_there(target):
+            _build(job, model, paths, target, say)
+        return Prepared(target)
+    except StorageError as error:
+        raise UserError(str(error), key="data.prepared") from None
 
 
-def _build(job: Job, model: ModelSource, paths: dict[str, list[Path]], target: Path, say: Say) -> None:
+def _build(job: Job, model: ModelSource, paths: dict[str, list[File]], target: str, say: Say) -> None:
     task = tasks.get(job.task)
     say("reading data")
     raw = {}
-    for name, files in paths.items():
-        table = source.read_tables(files)
+    for name, found in paths.items():
+        table = source.read_tables(found)
         if not table.num_rows:
-            raise UserError(f"{files[0]}{f' and {len(files) - 1} more' if files[1:] else ''}: there are no rows", key=f"data.{name}")
+            raise UserError(f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: there are no rows", key=f"data.{name}")
         raw[name] = task.read(table, job.data)
     splits, dropped = _divide(job, raw)
     labels = sorted({example.label for example in splits["train"] if example.label is not None}, key=_natural)
@@ -116,6 +128,7 @@ def _build(job: Job, model: ModelSource, paths: dict[str, list[Path]], target: P
         "dropped": {reason: n for reason, n in {**dropped, "nothing to learn": encoder.counts.get("nothing to learn", 0)}.items() if n},
         "cut": encoder.counts["cut"],
     }
+    say("writing the prepared rows")
     _write(target, columns, manifest)
 
 
@@ -145,8 +158,13 @@ def _check(job: Job, raw: dict[str, list[Example]], splits: dict[str, list[Examp
         raise UserError(f"every row has the label {labels[0]!r}; there is nothing to tell apart", key="data.label")
 
 
-def _write(target: Path, columns: dict[str, dict[str, list[Any]]], manifest: dict[str, Any]) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+def _is_there(target: str) -> bool:
+    return Store(target).has(MANIFEST) if is_remote(target) else (Path(target) / MANIFEST).is_file()
+
+
+def _write(target: str, columns: dict[str, dict[str, list[Any]]], manifest: dict[str, Any]) -> None:
+    here = Path(tempfile.mkdtemp(prefix="muster-")) / "set" if is_remote(target) else Path(target)
+    partial = here.with_name(f".{here.name}.{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         digest = hashlib.blake2b(digest_size=16)
@@ -162,13 +180,23 @@ def _write(target: Path, columns: dict[str, dict[str, list[Any]]], manifest: dic
                         digest.update(memoryview(buffer) if buffer else b"")
             parts.append(shards.write(partial, name, table))
         parquet.write_table(pa.concat_tables(parts), partial / shards.INDEX, compression="zstd")
-        write_json(partial / "manifest.json", {**manifest, "hash": digest.hexdigest()})
-        if not target.exists():
-            partial.rename(target)
+        write_json(partial / MANIFEST, {**manifest, "hash": digest.hexdigest()})
+        if is_remote(target):
+            _upload(partial, Store(target))
+        elif not here.exists():
+            partial.rename(here)
     except OSError as error:
-        raise UserError(f"cannot write to {target.parent}: {error.strerror}; choose another folder", where="--storage") from None
+        raise UserError(f"cannot write to {here.parent}: {error.strerror}; choose another folder", where="--storage") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(here.parent if is_remote(target) else partial, ignore_errors=True)
+
+
+def _upload(folder: Path, store: Store) -> None:
+    """Puts a set into a bucket, its manifest last: without one there is no set."""
+    objects = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: store.put(name, folder / name), objects))
+    store.put(MANIFEST, folder / MANIFEST)
 
 
 def _mixed(table: pa.Table) -> pa.Table:
@@ -176,13 +204,13 @@ def _mixed(table: pa.Table) -> pa.Table:
     return table.take(pa.array(np.random.Generator(np.random.Philox(key=VERSION)).permutation(table.num_rows))).combine_chunks()
 
 
-def _address(job: Job, model: ModelSource, paths: dict[str, list[Path]]) -> str:
+def _address(job: Job, model: ModelSource, paths: dict[str, list[File]]) -> str:
     """A hash of everything that decides the rows: files (size and time), data settings, task, tokenizer."""
     facts = {
         "version": VERSION,
         "task": job.task,
-        "data": job.data.model_dump(mode="json", exclude={"shuffle_window"}),
-        "files": [(name, str(p), p.stat().st_size, p.stat().st_mtime_ns) for name, files in paths.items() for p in files],
+        "data": job.data.model_dump(mode="json", exclude={"shuffle_window", "prepared"}),
+        "files": [(name, f.address, f.size, f.stamp) for name, found in paths.items() for f in found],
         "model": (model.path, model.gguf_file, model.signature()),
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -7,12 +7,13 @@ at once, in one line that names the object.
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from trainers.errors import RunError
 
@@ -33,6 +34,14 @@ class StorageError(RunError):
 
 class Damaged(Exception):
     """What came is not what was asked for: too short, or with another checksum. Retried like a broken connection."""
+
+
+class Object(NamedTuple):
+    """An object of a store."""
+
+    path: str
+    size: int
+    stamp: str
 
 
 class Store:
@@ -86,6 +95,16 @@ class Store:
 
         return self._patiently(look, path, "look for")
 
+    def list(self, prefix: str) -> list[Object]:
+        """The objects whose path begins with `prefix`."""
+        folder, _, _ = prefix.rpartition("/")
+
+        def read() -> list[Object]:
+            pages = self._obstore.list(self._inner, folder or None)
+            return [Object(o["path"], o["size"], str(o["e_tag"] or o["last_modified"])) for page in pages for o in page]
+
+        return [o for o in self._patiently(read, prefix, "list") if o.path.startswith(prefix)]
+
     def close(self) -> None:
         """Ends all waiting: what is being retried fails now."""
         self._closed.set()
@@ -101,27 +120,54 @@ class Store:
         return obstore
 
     def _patiently(self, act: Callable[[], T], path: str, verb: str) -> T:
-        from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+        from obstore.exceptions import BaseError
 
         began, wait, damaged = time.monotonic(), FIRST_WAIT_S, 0
         while True:
             try:
                 return act()
-            except (FileNotFoundError, NotFoundError):
-                raise StorageError(f"{self.name(path)} is not there (any more); prepare the data again") from None
-            except (PermissionError, PermissionDeniedError, UnauthenticatedError) as error:
-                raise StorageError(f"no permission to {verb} {self.name(path)}: {_line(error)}") from None
             except (BaseError, OSError, Damaged) as error:
+                final = self._final(error, path, verb)
+                if final:
+                    raise StorageError(final) from None
                 spent, damaged = time.monotonic() - began, damaged + isinstance(error, Damaged)
                 if spent + wait > self.budget_s or damaged > RETRIES_DAMAGED or self._closed.is_set():
                     raise StorageError(f"cannot {verb} {self.name(path)}, tried for {spent:.0f} s: {_line(error)}") from None
             self._closed.wait(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, LONGEST_WAIT_S)
 
+    def _final(self, error: Exception, path: str, verb: str) -> str:
+        """What to say where waiting does not help; empty where it may (among others for credentials that expired and may be renewed)."""
+        from obstore.exceptions import NotFoundError, PermissionDeniedError, UnauthenticatedError
+
+        text = str(error)
+        status = re.search(r"status(?: code:)? (\d{3})", text)
+        code = int(status[1]) if status else 0
+        if "ExpiredToken" in text:
+            return ""
+        if "NoSuchBucket" in text:
+            return f"there is no bucket {self.url.split('/')[2]!r} ({self.url})"
+        if isinstance(error, (FileNotFoundError, NotFoundError)):
+            return f"{self.name(path)} is not there (any more); prepare the data again"
+        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)) or code in (401, 403):
+            action = f" ({_ACTIONS[verb]})" if self.url.startswith("s3://") else ""
+            return f"no permission to {verb} {self.name(path)}{action}: {_line(error)}"
+        if "redirect" in text.lower() or "AuthorizationHeaderMalformed" in text:
+            return f"cannot {verb} {self.name(path)}: the bucket is in another region; set AWS_REGION to its own: {_line(error)}"
+        if 400 <= code < 500 and code not in (408, 409, 429):
+            return f"cannot {verb} {self.name(path)}: {_line(error)}"
+        return ""
+
+
+_ACTIONS = {"read": "s3:GetObject", "look for": "s3:GetObject", "write": "s3:PutObject", "list": "s3:ListBucket"}
+
 
 def _line(error: BaseException) -> str:
+    """The gist of a library's message: the server's own words where it quotes them."""
     text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__
+    said = re.search(r"status(?: code:)? (\d{3}[^:]*)", text), re.search(r"<Message>(.*?)</Message>", text)
+    quoted = ", ".join(m[1] if m.lastindex else m[0] for m in said if m)
+    return quoted or text[:300] or type(error).__name__
 
 
 def is_remote(location: str) -> bool:

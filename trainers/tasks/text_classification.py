@@ -94,7 +94,7 @@ def collate(rows: dict[str, Any], pad_token_id: int) -> dict[str, torch.Tensor]:
     input_ids = torch.full((len(ids), width), pad_token_id, dtype=torch.long)
     mask = torch.zeros((len(ids), width), dtype=torch.long)
     for i, row in enumerate(ids):
-        input_ids[i, : len(row)] = torch.as_tensor(row)
+        input_ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
