@@ -64,7 +64,7 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
             ray_ready = pool.submit(embedded.start, workers * cpus)
             try:
                 with document.blame("data.train"):
-                    source, prepared = _inputs(job, source, storage, listen)
+                    source, prepared = inputs(job, source, storage, listen)
                 ray_ready.result()
                 interrupts.listen()  # Ray has put handlers of its own in place
             finally:
@@ -81,8 +81,8 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
         embedded.stop()
 
 
-def _inputs(job: Job, source: ModelSource, storage: Path, listen: Listen) -> tuple[ModelSource, Prepared]:
-    """The model in a form that loads fast, and the prepared data."""
+def inputs(job: Job, source: ModelSource, storage: Path, listen: Listen) -> tuple[ModelSource, Prepared]:
+    """The model in a form that loads fast, and the prepared data, made now if need be."""
 
     def say(text: str) -> None:
         listen({"kind": "stage", "text": text, "time": time.time()})

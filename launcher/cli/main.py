@@ -13,12 +13,14 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from launcher.cli import check, export, runs, schema, train
+from launcher.cli import check, data, export, prepare, runs, schema, train
 from trainers.errors import MusterError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 app.command("train")(train.train)
 app.command("check")(check.check)
+app.command("prepare")(prepare.prepare)
+app.command("data")(data.data)
 app.command("runs")(runs.runs)
 app.command("export")(export.export)
 app.command("schema")(schema.schema)

@@ -256,3 +256,14 @@ def proxy(upstream: int, **options: object) -> Iterator[Proxy]:
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
+
+
+def main() -> None:
+    """`python s3.py UPSTREAM DELAY_MS`: a proxy in a process of its own; prints its port and serves until its stdin ends."""
+    with proxy(int(sys.argv[1]), delay_ms=float(sys.argv[2])) as found:
+        print(found.port, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

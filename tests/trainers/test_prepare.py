@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def test_cleaning_counts_by_reason_and_held_out_rows_win() -> None:
     }
     kept, dropped = clean(splits, Clean())
     assert [e.content for e in kept["train"]] == ["a"] and [e.content for e in kept["test"]] == ["t"]
-    assert dropped == {"duplicates": 2, "conflicts": 2, "missing": 1}
+    assert Counter(row.reason for row in dropped) == {"duplicates": 1, "leaks": 1, "conflicts": 2, "missing": 1}
+    assert [row.row for row in dropped] == [2, 3, 4, 5, 6] and {row.split for row in dropped} == {"train"}
 
 
 @settings(deadline=None, max_examples=50)

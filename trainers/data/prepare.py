@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -28,7 +29,7 @@ from trainers.data.files import File, files
 from trainers.data.order import Order
 from trainers.data.rows import Example
 from trainers.data.shards import Index, Shards
-from trainers.data.split import SPLITS, clean, hold_out
+from trainers.data.split import SPLITS, Dropped, clean, hold_out
 from trainers.data.store import StorageError, Store, is_remote
 from trainers.errors import UserError
 from trainers.job import Job
@@ -36,6 +37,8 @@ from trainers.model_source import ModelSource
 from trainers.runfolder import write_json
 
 MANIFEST = "manifest.json"
+DROPPED = "dropped.jsonl"
+"""One object a row that cleaning left out: `split`, `row`, `reason`, `content`."""
 VERSION = 2
 """Raised when the same source and settings would give other rows."""
 
@@ -97,6 +100,7 @@ def _build(job: Job, model: ModelSource, paths: dict[str, list[File]], target: s
             raise UserError(f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: there are no rows", key=f"data.{name}")
         raw[name] = task.read(table, job.data)
     splits, dropped = _divide(job, raw)
+    reasons = Counter(row.reason for row in dropped)
     labels = sorted({example.label for example in splits["train"] if example.label is not None}, key=_natural)
     _check(job, raw, splits, labels)
 
@@ -124,20 +128,21 @@ def _build(job: Job, model: ModelSource, paths: dict[str, list[File]], target: s
         "examples": {name: len(examples) for name, examples in splits.items()},
         "tokens": {name: sum(map(len, rows["input_ids"])) for name, rows in columns.items()},
         "longest": {name: max(map(len, rows["input_ids"]), default=0) for name, rows in columns.items()},
+        "lengths": {name: _quantiles([len(row) for row in rows["input_ids"]]) for name, rows in columns.items()},
         "label_counts": {name: np.bincount(rows["label"], minlength=len(labels)).tolist() for name, rows in columns.items() if "label" in rows},
-        "dropped": {reason: n for reason, n in {**dropped, "nothing to learn": encoder.counts.get("nothing to learn", 0)}.items() if n},
+        "dropped": {reason: n for reason, n in {**reasons, "nothing to learn": encoder.counts.get("nothing to learn", 0)}.items() if n},
         "cut": encoder.counts["cut"],
     }
     say("writing the prepared rows")
-    _write(target, columns, manifest)
+    _write(target, columns, dropped, manifest)
 
 
-def _divide(job: Job, raw: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], dict[str, int]]:
+def _divide(job: Job, raw: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], list[Dropped]]:
     """Cleans, and holds out what was not given. A given file of test or validation rows stays whole."""
     kept, dropped = clean(raw, job.data.clean)
     shares = {name: 0.0 if name in raw else getattr(job.data.split, name) for name in ("validation", "test")}
     held = hold_out(kept["train"], shares["validation"], shares["test"])
-    return {name: (kept[name] if name in raw and name != "train" else held[name]) for name in SPLITS}, dict(dropped)
+    return {name: (kept[name] if name in raw and name != "train" else held[name]) for name in SPLITS}, dropped
 
 
 def _check(job: Job, raw: dict[str, list[Example]], splits: dict[str, list[Example]], labels: list[str]) -> None:
@@ -162,7 +167,7 @@ def _is_there(target: str) -> bool:
     return Store(target).has(MANIFEST) if is_remote(target) else (Path(target) / MANIFEST).is_file()
 
 
-def _write(target: str, columns: dict[str, dict[str, list[Any]]], manifest: dict[str, Any]) -> None:
+def _write(target: str, columns: dict[str, dict[str, list[Any]]], dropped: list[Dropped], manifest: dict[str, Any]) -> None:
     here = Path(tempfile.mkdtemp(prefix="muster-")) / "set" if is_remote(target) else Path(target)
     partial = here.with_name(f".{here.name}.{os.getpid()}")
     try:
@@ -180,6 +185,8 @@ def _write(target: str, columns: dict[str, dict[str, list[Any]]], manifest: dict
                         digest.update(memoryview(buffer) if buffer else b"")
             parts.append(shards.write(partial, name, table))
         parquet.write_table(pa.concat_tables(parts), partial / shards.INDEX, compression="zstd")
+        with (partial / DROPPED).open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in dropped)
         write_json(partial / MANIFEST, {**manifest, "hash": digest.hexdigest()})
         if is_remote(target):
             _upload(partial, Store(target))
@@ -214,6 +221,11 @@ def _address(job: Job, model: ModelSource, paths: dict[str, list[File]]) -> str:
         "model": (model.path, model.gguf_file, model.signature()),
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def _quantiles(lengths: list[int]) -> dict[str, int]:
+    """Token counts that 5%, 50% and 95% of the rows do not exceed."""
+    return {f"p{q}": int(np.percentile(lengths, q, method="higher")) for q in (5, 50, 95)} if lengths else {}
 
 
 def _natural(label: str) -> tuple[int, int, str]:

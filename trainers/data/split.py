@@ -8,7 +8,8 @@ otherwise. Cost: one pass, a hash of 16 bytes a row.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
+from typing import NamedTuple
 
 from trainers.data.rows import Example
 from trainers.errors import UserError
@@ -17,34 +18,49 @@ from trainers.job import Clean
 SPLITS = ("train", "validation", "test")
 
 
-def clean(splits: dict[str, list[Example]], rules: Clean) -> tuple[dict[str, list[Example]], Counter[str]]:
-    """Drops what `rules` say, over all splits together, and counts it by reason.
+class Dropped(NamedTuple):
+    """A row that was left out."""
+
+    split: str
+    row: int
+    """Its number among the rows of `data.<split>`, from 1."""
+    reason: str
+    """`missing`, `conflicts` (equal texts, other labels), `duplicates`, or `leaks` (a training row that is also held out)."""
+    content: str
+
+
+def clean(splits: dict[str, list[Example]], rules: Clean) -> tuple[dict[str, list[Example]], list[Dropped]]:
+    """Drops what `rules` say, over all splits together.
 
     Test and validation rows win over equal training rows, so that nothing held out was trained on.
 
     Raises:
         UserError: `missing: error` and a row has no text or label.
     """
-    dropped: Counter[str] = Counter()
+    dropped: list[Dropped] = []
     labels: dict[str, set[str | None]] = defaultdict(set)
     for examples in splits.values():
         for example in examples:
             labels[example.content].add(example.label)
-    seen: set[tuple[str, str | None]] = set()
+    seen: dict[tuple[str, str | None], str] = {}
     kept: dict[str, list[Example]] = {}
     for name in ("test", "validation", "train"):
         kept[name] = []
         for number, example in enumerate(splits.get(name, []), 1):
+            before = seen.get((example.content, example.label))
+            reason = ""
             if example.payload is None:
                 if rules.missing == "error":
                     raise UserError(f"row {number} of the {name} data has no text or label", key=f"data.{name}")
-                dropped["missing"] += 1
+                reason = "missing"
             elif rules.conflicts == "drop" and len(labels[example.content]) > 1:
-                dropped["conflicts"] += 1
-            elif rules.duplicates == "drop" and (example.content, example.label) in seen:
-                dropped["duplicates"] += 1
+                reason = "conflicts"
+            elif rules.duplicates == "drop" and before:
+                reason = "duplicates" if before == name else "leaks"
+            if reason:
+                dropped.append(Dropped(name, number, reason, example.content))
             else:
-                seen.add((example.content, example.label))
+                seen.setdefault((example.content, example.label), name)
                 kept[name].append(example)
     return kept, dropped
 
