@@ -47,6 +47,14 @@ class Clean(Config):
     """Rows whose equal texts carry different labels: all of them go."""
 
 
+class Cache(Config):
+    """Prepared rows kept on each node's own disk, for buckets that are slow or dear. What is oldest in use goes first."""
+
+    dir: Annotated[str, Field(pattern=r"^[/~]")] = "/tmp"
+    """Folder of every node, from / or ~; the cache keeps to a folder of its own inside."""
+    gigabytes: Annotated[float, Field(gt=0)] = 20.0
+
+
 class Data(Config):
     """Where the rows come from. Tasks add their own columns to this."""
 
@@ -58,6 +66,8 @@ class Data(Config):
     """Rows for the final test, when they are in files of their own."""
     prepared: Text | None = None
     """Where prepared rows are kept: a folder, or s3://, gs://, az://, from which workers then stream. Default: `prepared/` in the storage."""
+    cache: Cache | None = None
+    """Off unless given."""
     split: Split = Split()
     clean: Clean = Clean()
     shuffle_window: Annotated[int, Field(ge=1, le=1 << 20)] = 128

@@ -16,6 +16,7 @@ from trainers.callbacks import Callback
 from trainers.callbacks.early_stopping import Stopper
 from trainers.callbacks.metrics import Metrics
 from trainers.callbacks.wandb import Wandb
+from trainers.data.cache import Cache
 from trainers.data.prepare import Prepared
 from trainers.data.shards import Shards
 from trainers.data.stream import Stream, accumulation
@@ -109,6 +110,7 @@ def build(setup: Setup, group: Group) -> Session:
     if group.rank == 0 and setup.wandb != "off":
         callbacks.append(Wandb(job, folder.id, folder.path, setup.wandb))
     order = prepared.order(job)
+    cache = Cache(Path(job.data.cache.dir), job.data.cache.gigabytes * 1e9) if job.data.cache else None
     total_steps = job.train.max_steps or max(1, round(job.train.epochs * order.batches))
     session = Session(
         job=job,
@@ -118,8 +120,8 @@ def build(setup: Setup, group: Group) -> Session:
         task=task,
         tokenizer=tokenizer,
         labels=prepared.labels,
-        stream=Stream(prepared.shards("train"), order, group, total_steps),
-        held={name: prepared.shards(name) for name in ("validation", "test")},
+        stream=Stream(prepared.shards("train", cache), order, group, total_steps),
+        held={name: prepared.shards(name, cache) for name in ("validation", "test")},
         label_counts=prepared.manifest["label_counts"],
         pad_token_id=prepared.manifest["pad_token_id"],
         engine=engine,

@@ -25,6 +25,7 @@ import pyarrow.parquet as parquet
 
 from trainers import tasks
 from trainers.data import shards, source
+from trainers.data.cache import Cache
 from trainers.data.files import File, files
 from trainers.data.order import Order
 from trainers.data.rows import Example
@@ -64,9 +65,9 @@ class Prepared:
         """Its folder, where it is on this machine."""
         return Path(self.location)
 
-    def shards(self, split: str) -> Shards:
+    def shards(self, split: str, cache: Cache | None = None) -> Shards:
         """The rows of one of `SPLITS`."""
-        return Shards(self.store, Index.read(self.store, split))
+        return Shards(self.store, Index.read(self.store, split), cache)
 
     def order(self, job: Job) -> Order:
         """The order of its training rows under a job."""
@@ -216,7 +217,7 @@ def _address(job: Job, model: ModelSource, paths: dict[str, list[File]]) -> str:
     facts = {
         "version": VERSION,
         "task": job.task,
-        "data": job.data.model_dump(mode="json", exclude={"shuffle_window", "prepared"}),
+        "data": job.data.model_dump(mode="json", exclude={"shuffle_window", "prepared", "cache"}),
         "files": [(name, f.address, f.size, f.stamp) for name, found in paths.items() for f in found],
         "model": (model.path, model.gguf_file, model.signature()),
     }

@@ -21,6 +21,7 @@ import pyarrow.parquet as parquet
 import xxhash
 from numpy.typing import NDArray
 
+from trainers.data.cache import Cache
 from trainers.data.order import Ints, share
 from trainers.data.store import Damaged, Store
 
@@ -118,8 +119,8 @@ def _entries(path: Path, name: str, memory: list[int]) -> Iterator[dict[str, Any
 class Shards:
     """Reads row groups of a split by number. Safe to use from many threads."""
 
-    def __init__(self, store: Store, index: Index) -> None:
-        self.store = store
+    def __init__(self, store: Store, index: Index, cache: Cache | None = None) -> None:
+        self.store, self.cache = store, cache
         self.index = index
         self._footer = lru_cache(maxsize=256)(self._read_footer)  # about 0.35% of a row group each
 
@@ -142,7 +143,7 @@ class Shards:
         at = self.index
         footer, file = self._metadata(number), int(at.file[number])
         first, length = int(at.offset[number]), int(at.length[number])
-        data = self.store.get(at.files[file], first, length, _matches(int(at.checksum[number])))
+        data = self._bytes(at.files[file], first, length, int(at.checksum[number]))
         source = pa.PythonFile(_Range(data, first), mode="r")
         return parquet.ParquetFile(source, metadata=footer, pre_buffer=False).read_row_group(int(at.group[number]), use_threads=False)
 
@@ -170,8 +171,16 @@ class Shards:
         return self._footer(int(at.file[number]), int(at.tail[number]), int(at.tail_length[number]), int(at.tail_checksum[number]))
 
     def _read_footer(self, file: int, first: int, length: int, checksum: int) -> Any:
-        data = self.store.get(self.index.files[file], first, length, _matches(checksum))
+        data = self._bytes(self.index.files[file], first, length, checksum)
         return parquet.read_metadata(pa.BufferReader(b"PAR1" + bytes(data)))
+
+    def _bytes(self, path: str, first: int, length: int, checksum: int) -> memoryview:
+        def fetch() -> memoryview:
+            return self.store.get(path, first, length, _matches(checksum))
+
+        if self.cache is None:
+            return fetch()
+        return self.cache.get(f"{self.store.name(path)} {first} {length} {checksum:x}", fetch, _matches(checksum))
 
 
 def _matches(checksum: int) -> Any:

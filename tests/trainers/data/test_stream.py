@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.data import shards
+from trainers.data.cache import Cache
 from trainers.data.order import Order
 from trainers.data.shards import Index, Shards
 from trainers.data.store import StorageError, Store
@@ -72,7 +73,7 @@ def consume(found: Shards, order: Order, world: int, positions: range) -> list[l
     group = Threads(world)
 
     def run(rank: int) -> list[list[int]]:
-        stream = Stream(Shards(Store(found.store.url), found.index), order, group.of(rank), positions.stop)
+        stream = Stream(Shards(Store(found.store.url), found.index, found.cache), order, group.of(rank), positions.stop)
         try:
             read = []
             for position in positions:
@@ -126,6 +127,18 @@ def test_row_groups_are_fetched_once_by_all_readers_together(written: Any) -> No
         patch.setattr(Shards, "fetch", lambda self, number: (fetched.append(number), original(self, number))[1])
         consume(found, order, 3, range(order.batches))
     assert set(fetched) == set(range(len(found.index))) and len(fetched) <= 1.1 * len(found.index) + order.lanes
+
+
+def test_a_cached_epoch_needs_the_bucket_no_more(tmp_path: Path) -> None:
+    found = write(tmp_path / "set", 200)
+    cache = Cache(tmp_path / "cache", 1e6)
+    order = Order(found.index.rows, 16, 1)
+    first = consume(Shards(found.store, found.index, cache), order, 1, range(order.batches))
+    for file in found.index.files:
+        (tmp_path / "set" / file).unlink()
+    stream = Stream(Shards(Store(found.store.url), found.index, cache), order, Threads(1).of(0), order.batches)
+    assert [[stream.batch(i)["label"].to_pylist()] for i in range(order.batches)] == first
+    stream.close()
 
 
 def test_the_parts_of_a_held_out_split_are_all_of_it(written: Any) -> None:
