@@ -147,13 +147,13 @@ def compare(quick: bool, target: Path | None) -> None:
 
 def profile(steps: int = 3) -> None:
     """The first worker's forward and backward of `steps` steps, op by op, on one thread."""
+    import numpy as np
     import pyarrow.parquet as parquet
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     from trainers.data.deal import deal
-    from trainers.data.stream import lengths, plain
     from trainers.joblint import load_job
     from trainers.model_source import locate
     from trainers.tasks import causal_lm as task
@@ -168,7 +168,8 @@ def profile(steps: int = 3) -> None:
 
     def step(number: int) -> tuple[int, int]:
         rows = table.take(found.order[number * size : (number + 1) * size])
-        batch = task.collate(plain(rows.take(deal(lengths(rows), common.WORKERS)[0])), found.pad_token_id)
+        lengths = np.array([len(row) for row in rows["input_ids"]])
+        batch = task.collate(rows.take(deal(lengths, common.WORKERS)[0]).to_pydict(), found.pad_token_id)
         loss, _ = task.loss(model, batch)
         torch.autograd.backward(loss / task.supervised(batch))
         model.zero_grad(set_to_none=True)

@@ -236,7 +236,7 @@ class Inputs:
 
     model: str
     rows: Path
-    """Folder of the training rows' Parquet files."""
+    """Parquet file of the training rows, tokens as lists."""
     order: list[int]
     """Numbers of the rows that Muster's first steps take, in its order, `max_steps × global_batch_size` of them."""
     labels: list[str]
@@ -245,6 +245,10 @@ class Inputs:
 
 def inputs(job: dict[str, Any], name: str) -> Inputs:
     """Prepares the job's data as `muster train` would, which then finds it."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    from trainers.data.columns import unpack
     from trainers.data.prepare import prepare
     from trainers.joblint import load_job
     from trainers.model_source import locate
@@ -254,7 +258,9 @@ def inputs(job: dict[str, Any], name: str) -> Inputs:
     prepared = prepare(loaded, source, WORK / "storage", lambda text: say(f"{name}: {text}"))
     order = prepared.order(loaded)
     numbers = [int(row) for step in range(job["train"]["max_steps"]) for row in order.batch(step)]
-    return Inputs(source.path, prepared.path / "train", numbers, prepared.labels, prepared.manifest["pad_token_id"])
+    plain = WORK / f"{name}-rows.parquet"
+    parquet.write_table(pa.table(unpack(prepared.shards("train").table())), plain)
+    return Inputs(source.path, plain, numbers, prepared.labels, prepared.manifest["pad_token_id"])
 
 
 def dialogues() -> Iterator[list[dict[str, str]]]:

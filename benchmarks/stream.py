@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.lab import s3
 from trainers.data import shards
+from trainers.data.columns import pack
 from trainers.data.order import Order
 from trainers.data.shards import Index, Shards
 from trainers.data.store import Store
@@ -41,7 +42,7 @@ from trainers.data.stream import Stream
 from trainers.distributed import Group
 
 BATCH = 64
-WINDOW_BYTES = 128 * 2**20
+WINDOW_BYTES = 64 * 2**20
 THREADS = 16
 ALONE = Group(0, 1, "cpu")  # type: ignore[arg-type]
 URL = "s3://test/stream"
@@ -62,12 +63,11 @@ def distant(server: s3.Server, delay_ms: float) -> Iterator[dict[str, str]]:
 def tokens(megabytes: int) -> pa.Table:
     """Rows of 16 to 512 tokens of a vocabulary of 32,000, as often as words are used (Zipf); `megabytes` in memory."""
     random = np.random.default_rng(0)
-    count = megabytes * 2**20 // (264 * 4)
+    count = megabytes * 2**20 // (264 * 2)
     lengths = random.integers(16, 513, count)
     weights = 1 / np.arange(1, 32_001)
     drawn = random.choice(32_000, int(lengths.sum()), p=weights / weights.sum()).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.table({"input_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(drawn)), "label": pa.array(range(count), pa.int32())})
+    return pack({"input_ids": np.split(drawn, np.cumsum(lengths)[:-1]), "label": list(range(count))}, ["input_ids"])
 
 
 def put_set(megabytes: int) -> None:
@@ -98,7 +98,7 @@ class Opened:
 def epoch(opened: Opened) -> tuple[float, float]:
     """(MB/s, CPU seconds a GB) of an epoch of shuffled batches."""
     stream, began, cpu = opened.stream(), time.perf_counter(), time.process_time()
-    rows = sum(stream.batch(position).num_rows for position in range(opened.order.batches))
+    rows = sum(len(stream.batch(position)["label"]) for position in range(opened.order.batches))
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     stream.close()
     assert rows == opened.order.total

@@ -70,8 +70,8 @@ class Data(Config):
     """Off unless given."""
     split: Split = Split()
     clean: Clean = Clean()
-    shuffle_window: Annotated[int, Field(ge=1, le=1 << 20)] = 128
-    """Megabytes of rows (4 bytes a token) that are mixed at once, over all workers; twice as much is held in memory."""
+    shuffle_window: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    """Megabytes of rows (2 bytes a token for vocabularies below 65,536, else 4) that are mixed at once, over all workers; twice as much is held in memory."""
     max_length: Annotated[int, Field(ge=2)] | Auto = "auto"
     """Tokens a row may have; longer ones are cut, and counted. `auto`: what the model allows, at most 512."""
 

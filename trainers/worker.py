@@ -53,7 +53,7 @@ def _loop(s: Session) -> dict[str, Any]:
         waited = time.perf_counter() - started
         batches = [s.task.collate(micro, s.pad_token_id) for micro in micros]
         asked = group.rank == 0 and s.folder.stop_request.exists()
-        count, tokens, samples, stop = group.sum(sum(map(s.task.supervised, batches)), sum(map(s.task.tokens, micros)), rows.num_rows, asked)
+        count, tokens, samples, stop = group.sum(sum(map(s.task.supervised, batches)), sum(map(s.task.tokens, micros)), len(rows["input_ids"]), asked)
         if stop:
             last = step
             break

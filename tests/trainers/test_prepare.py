@@ -14,10 +14,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainers.data.columns import lengths
 from trainers.data.prepare import Prepared, prepare
 from trainers.data.rows import Example
 from trainers.data.split import clean, hold_out
-from trainers.data.stream import lengths
 from trainers.errors import UserError
 from trainers.job import Clean
 from trainers.joblint import load_job

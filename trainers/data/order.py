@@ -88,7 +88,7 @@ class Order:
     global_batch_size: int
     seed: int
     group_bytes: float = 4e6
-    window_bytes: float = 1e9
+    window_bytes: float = 64e6
 
     @cached_property
     def total(self) -> int:

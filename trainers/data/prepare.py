@@ -2,7 +2,7 @@
 
 The prepared set lies in `<storage>/prepared/<hash of source and settings>`, so an unchanged source costs nothing the
 second time and a changed one prepares anew. It is built beside and renamed whole: a killed preparation leaves nothing
-that looks finished. Columns: `input_ids` (list of int32) and what the task adds.
+that looks finished. Columns: `input_ids` and what the task adds (`trainers.data.columns`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pyarrow.parquet as parquet
 from trainers import tasks
 from trainers.data import shards, source
 from trainers.data.cache import Cache
+from trainers.data.columns import pack
 from trainers.data.files import File, files
 from trainers.data.order import Order
 from trainers.data.rows import Example
@@ -176,10 +177,7 @@ def _write(target: str, columns: dict[str, dict[str, list[Any]]], dropped: list[
         digest = hashlib.blake2b(digest_size=16)
         parts = []
         for name, rows in columns.items():
-            lists = {"input_ids", "supervised", "documents"}
-            types = {column: pa.list_(pa.uint8() if column == "supervised" else pa.int32()) if column in lists else pa.int32() for column in rows}
-            table = pa.table({column: pa.array(values, types[column]) for column, values in rows.items()})
-            table = _mixed(table)
+            table = _mixed(pack(rows, ("input_ids", "supervised", "documents")))
             for column in table.column_names:
                 for chunk in table.column(column).chunks:
                     for buffer in chunk.buffers():

@@ -7,6 +7,7 @@ window. Position is what the loop has consumed, never what was read ahead, so no
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,22 @@ from trainers.data.shards import Shards
 THREADS = 16
 """Requests in flight."""
 
+CHUNK_BYTES = 2 << 20
+"""Rows of several global batches are put into the order of their slots at once, up to about so many bytes."""
+
 Key = tuple[int, int]
 """(epoch, block): blocks of a lane in the order they are read."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A worker's rows of the global batches [first, stop): batch i of them is rows [cuts[i], cuts[i + 1])."""
+
+    first: int
+    stop: int
+    slots: Ints
+    table: pa.Table
+    cuts: list[int]
 
 
 class Reader:
@@ -26,16 +41,21 @@ class Reader:
 
     Args:
         lanes: numbers of the lanes to read.
-        end: the position behind the last global batch of the run: no epoch behind it is read ahead.
+        end: the position behind the last global batch of the run: nothing behind it is read ahead.
     """
 
     def __init__(self, shards: Shards, order: Order, lanes: range, end: int) -> None:
-        self._shards, self._order, self._lanes = shards, order, lanes
-        self._last_epoch = (end - 1) // order.batches
+        self._shards, self._order, self._lanes, self._end = shards, order, lanes, end
         self._fetching = ThreadPoolExecutor(THREADS, "fetch")
         self._shuffling = ThreadPoolExecutor(1, "shuffle")
+        self._dealing = ThreadPoolExecutor(1, "deal")
         self._known: dict[int, dict[int, Lane]] = {number: {} for number in lanes}
         self._blocks: dict[int, dict[Key, Future[pa.Table]]] = {number: {} for number in lanes}
+        batch_bytes = order.group_bytes * len(order.rows) / order.batches * len(lanes) / order.lanes
+        self._most = max(1, int(CHUNK_BYTES / max(1.0, batch_bytes)))
+        self._size = 1
+        self._chunk = _Chunk(0, 0, np.zeros(0, np.int64), pa.table({}), [])
+        self._next: tuple[int, int, Future[_Chunk]] | None = None
 
     def rows(self, position: int) -> tuple[Ints, pa.Table]:
         """This worker's rows of the global batch at `position`: their slots in it, ascending, and the rows.
@@ -43,28 +63,54 @@ class Reader:
         Raises:
             StorageError: a row group could not be read.
         """
-        epoch, first, stop = self._order.span(position)
-        wanted = [(self._lane(epoch, number), *self._order.wanted(number, first, stop)) for number in self._lanes]
+        if not self._chunk.first <= position < self._chunk.stop:
+            self._turn(position)
+        chunk = self._chunk
+        a, b = chunk.cuts[position - chunk.first : position - chunk.first + 2]
+        return chunk.slots[a:b], chunk.table.slice(a, b - a)
+
+    def close(self) -> None:
+        """Ends its threads."""
+        self._shards.store.close()
+        for pool in (self._dealing, self._shuffling, self._fetching):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _turn(self, position: int) -> None:
+        """Goes on to the chunk that begins at `position`, and starts to make the one behind it."""
+        if self._next is None or self._next[0] != position:
+            self._size = 1  # the first batch comes as soon as it can; then chunks grow
+            self._next = self._start(position)
+        _, stop, future = self._next
+        self._chunk = future.result()
+        self._size = min(2 * self._size, self._most)
+        self._next = self._start(stop) if stop < self._end else None
+
+    def _start(self, first: int) -> tuple[int, int, Future[_Chunk]]:
+        epoch_end = (first // self._order.batches + 1) * self._order.batches
+        stop = max(first + 1, min(first + self._size, epoch_end, self._end))
+        return first, stop, self._dealing.submit(self._make, first, stop)
+
+    def _make(self, first: int, stop: int) -> _Chunk:
+        """The rows of the global batches [first, stop), of one epoch, in the order of their slots."""
+        epoch, low, _ = self._order.span(first)
+        high = self._order.span(stop - 1)[2]
+        wanted = [(self._lane(epoch, number), *self._order.wanted(number, low, high)) for number in self._lanes]
         parts = [(lane, *part) for lane, row, end in wanted for part in _parts(lane, row, end)]
         for lane, block, _, _ in parts:
             self._ask(lane.number, (epoch, block))
         for lane, block, _, _ in parts:
             self._ask_next(lane, (epoch, block))
-        slots, tables = [np.empty(0, np.int64)], [self._shards.schema.empty_table()]
+        places, tables = [np.empty(0, np.int64)], [self._shards.schema.empty_table()]
         for lane, block, row, end in parts:
             table = self._blocks[lane.number][epoch, block].result()
             tables.append(table.slice(row - int(lane.starts[block]), end - row))
-            slots.append(np.arange(row, end) * self._order.lanes + lane.number - first)
+            places.append(np.arange(row, end) * self._order.lanes + lane.number - low)
             self._forget(lane.number, (epoch, block))
-        places = np.concatenate(slots)
-        ascending = np.argsort(places)
-        return places[ascending], pa.concat_tables(tables).take(pa.array(ascending))
-
-    def close(self) -> None:
-        """Ends its threads."""
-        self._shards.store.close()
-        self._fetching.shutdown(wait=False, cancel_futures=True)
-        self._shuffling.shutdown(wait=False, cancel_futures=True)
+        dealt = np.concatenate(places)
+        ascending = np.argsort(dealt)
+        dealt, size = dealt[ascending], self._order.global_batch_size
+        cuts = np.searchsorted(dealt, np.arange(stop - first + 1) * size).tolist()
+        return _Chunk(first, stop, dealt % size, pa.concat_tables(tables).combine_chunks().take(pa.array(ascending)), cuts)
 
     def _lane(self, epoch: int, number: int) -> Lane:
         known = self._known[number]
@@ -88,7 +134,7 @@ class Reader:
         epoch, block = key
         if block + 2 < len(lane.edges):
             self._ask(lane.number, (epoch, block + 1))
-        elif epoch < self._last_epoch:
+        elif (epoch + 1) * self._order.batches < self._end:
             self._known[lane.number].setdefault(epoch + 1, self._order.lane(epoch + 1, lane.number))
             self._ask(lane.number, (epoch + 1, 0))
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, repeat
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from trainers.data.columns import Rows, lengths, unpack
 from trainers.data.deal import deal
 from trainers.data.order import Ints, Order, share
 from trainers.data.reader import Reader
 from trainers.data.shards import Shards
 from trainers.distributed import Group
-
-Rows = dict[str, list[Any]]
-"""Columns of the same length; list columns hold arrays."""
 
 
 class Stream:
@@ -37,10 +34,10 @@ class Stream:
         lanes = share(order.lanes, group.rank, group.world_size)
         self._reader = Reader(shards, order, range(lanes.start, lanes.stop), end)
 
-    def batch(self, position: int) -> pa.Table:
-        """This worker's rows of the global batch at `position`, the longest first."""
-        slots, table = self._reader.rows(position)
-        return longest_first(self._change_hands(position, slots, table))
+    def batch(self, position: int) -> Rows:
+        """This worker's rows of the global batch at `position`, the longest first; equal ones by their slot."""
+        table = self._change_hands(position, *self._reader.rows(position))
+        return unpack(table, np.argsort(-lengths(table), kind="stable"))
 
     def close(self) -> None:
         """Stops reading ahead."""
@@ -63,20 +60,14 @@ class Stream:
         return pa.concat_tables([table.take(pa.array(kept)), *tables]).take(pa.array(np.argsort(came)))
 
 
-def lengths(table: pa.Table) -> Ints:
-    """Tokens of each row, shape `[rows]`."""
-    chunks = [np.diff(chunk.offsets.to_numpy()) for chunk in table.column("input_ids").chunks]
-    return np.concatenate([np.empty(0, np.int64), *chunks]).astype(np.int64)
-
-
 def longest_first(table: pa.Table) -> pa.Table:
     """The rows by length, equal ones in the order they came."""
     return table.take(pa.array(np.argsort(-lengths(table), kind="stable")))
 
 
-def micro_batches(table: pa.Table, size: int, count: int) -> Iterator[Rows]:
+def micro_batches(rows: Rows, size: int, count: int) -> Iterator[Rows]:
     """`count` micro batches of at most `size` rows, the last ones possibly empty."""
-    return (plain(table.slice(i * size, size)) for i in range(count))
+    return ({name: values[i * size : (i + 1) * size] for name, values in rows.items()} for i in range(count))
 
 
 def in_batches(tables: Iterator[pa.Table], size: int, count: int) -> Iterator[Rows]:
@@ -88,7 +79,7 @@ def in_batches(tables: Iterator[pa.Table], size: int, count: int) -> Iterator[Ro
         if left is None:
             return
         while made < count and (left.num_rows >= size or table is None):
-            yield plain(left.slice(0, size))
+            yield unpack(left.slice(0, size))
             left, made = left.slice(size), made + 1
         if made == count:
             return
@@ -98,15 +89,6 @@ def accumulation(global_batch_size: int, world_size: int, micro_batch_size: int)
     """Micro batches a worker makes of one global batch: enough for the largest share."""
     largest_share = (global_batch_size + world_size - 1) // world_size
     return (largest_share + micro_batch_size - 1) // micro_batch_size
-
-
-def plain(table: pa.Table) -> Rows:
-    """Lists of numbers and arrays."""
-    return {name: [_value(value) for value in table.column(name)] for name in table.column_names}
-
-
-def _value(value: Any) -> Any:
-    return value.values.to_numpy(zero_copy_only=False) if hasattr(value, "values") else value.as_py()
 
 
 def _pack(table: pa.Table) -> bytes:

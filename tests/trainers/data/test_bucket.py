@@ -20,12 +20,13 @@ import tiny
 from tests.lab import s3
 from trainers.data import files as files_module
 from trainers.data import shards, source, store
+from trainers.data.columns import pack
 from trainers.data.files import files
 from trainers.data.order import Order
 from trainers.data.prepare import prepare
 from trainers.data.shards import Index, Shards
 from trainers.data.store import StorageError, Store
-from trainers.data.stream import Stream, plain
+from trainers.data.stream import Stream
 from trainers.errors import UserError
 from trainers.joblint import load_job
 from trainers.model_source import locate
@@ -123,12 +124,10 @@ def put_set(prefix: str, rows: int = 3000, seed: int = 0) -> Shards:
     import tempfile
 
     sizes = np.random.default_rng(seed).integers(1, 10, rows)
-    table = pa.table(
-        {"input_ids": pa.array([np.full(n, i + seed, np.int32) for i, n in enumerate(sizes)], pa.list_(pa.int32())), "label": pa.array(range(rows))}
-    )
+    table = pack({"input_ids": [np.full(n, i + seed) for i, n in enumerate(sizes)], "label": list(range(rows))}, ["input_ids"])
     bucket = Store(f"s3://test/{prefix}", budget_s=20)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "GROUP_BYTES", 2000)
+        patch.setattr(shards, "GROUP_BYTES", 700)
         parquet.write_table(shards.write(Path(folder), "train", table), Path(folder) / shards.INDEX)
         for path in Path(folder).rglob("*.parquet"):
             bucket.put(str(path.relative_to(folder)), path)
@@ -141,7 +140,7 @@ def epoch(found: Shards, order: Order) -> list[dict[str, Any]]:
 
     stream = Stream(Shards(found.store, found.index), order, Group(0, 1, "cpu"), order.batches)  # type: ignore[arg-type]
     try:
-        return [plain(stream.batch(position)) for position in range(order.batches)]
+        return [stream.batch(position) for position in range(order.batches)]
     finally:
         stream.close()
 
@@ -206,7 +205,7 @@ def _alone() -> Any:
 
 def test_a_run_through_an_unreliable_bucket_loses_nothing(proxy: s3.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`muster train` twice, rows and prepared rows in the bucket; the second time a tenth of its requests meets a fault."""
-    monkeypatch.setattr(shards, "GROUP_BYTES", 2000)  # only the preparation below: forty row groups
+    monkeypatch.setattr(shards, "GROUP_BYTES", 700)  # only the preparation below: forty row groups
     Store("s3://test").put("run/texts.jsonl", tiny.texts(tmp_path / "texts.jsonl", 2000))
     job = {
         "name": "rough", "task": "text-classification", "model": str(tiny.bert(tmp_path / "bert")),
