@@ -41,7 +41,7 @@ from trainers.data.store import Store
 from trainers.data.stream import Stream
 from trainers.distributed import Group
 
-BATCH = 64
+BATCH = 256
 WINDOW_BYTES = 64 * 2**20
 THREADS = 16
 ALONE = Group(0, 1, "cpu")  # type: ignore[arg-type]
@@ -91,8 +91,8 @@ class Opened:
         self.fetched = float(sum(self.index.length))
 
     def stream(self) -> Stream:
-        """From the bucket, alone; with a store of its own, for closing a stream closes its store."""
-        return Stream(Shards(Store(URL), self.index), self.order, ALONE, self.order.batches)
+        """From the bucket, alone."""
+        return Stream(Shards(self.store, self.index), self.order, ALONE, self.order.batches)
 
 
 def epoch(opened: Opened) -> tuple[float, float]:

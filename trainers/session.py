@@ -19,6 +19,7 @@ from trainers.callbacks.wandb import Wandb
 from trainers.data.cache import Cache
 from trainers.data.prepare import Prepared
 from trainers.data.shards import Shards
+from trainers.data.store import Store
 from trainers.data.stream import Stream, accumulation
 from trainers.distributed import Group
 from trainers.job import Job
@@ -42,6 +43,8 @@ class Session:
     task: ModuleType
     tokenizer: Any
     labels: list[str]
+    store: Store
+    """Where the rows lie."""
     stream: Stream
     """The rows to train on."""
     held: dict[str, Shards]
@@ -66,6 +69,7 @@ class Session:
     def close(self) -> None:
         """Ends the callbacks, and the engine with its hooks."""
         self.stream.close()
+        self.store.close()
         for callback in self.callbacks:
             callback.close()
         self.engine.destroy()
@@ -120,6 +124,7 @@ def build(setup: Setup, group: Group) -> Session:
         task=task,
         tokenizer=tokenizer,
         labels=prepared.labels,
+        store=prepared.store,
         stream=Stream(prepared.shards("train", cache), order, group, total_steps),
         held={name: prepared.shards(name, cache) for name in ("validation", "test")},
         label_counts=prepared.manifest["label_counts"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,8 +54,8 @@ def unpack(table: pa.Table, order: Ints | None = None) -> Rows:
         ends, flat = _bytes(array)
         dtype = dtypes[name]
         numbers = flat[ends[0] : ends[-1]].view(dtype).astype(np.int32)
-        bounds = list(pairwise(((ends - ends[0]) // dtype.itemsize).tolist()))
-        rows[name] = [numbers[slice(*bounds[i])] for i in places]
+        bounds = ((ends - ends[0]) // dtype.itemsize).tolist()
+        rows[name] = [numbers[bounds[i] : bounds[i + 1]] for i in places]
     return rows
 
 
@@ -66,7 +66,12 @@ def lengths(table: pa.Table, name: str = "input_ids") -> Ints:
 
 
 def _dtypes(table: pa.Table) -> dict[str, np.dtype]:
-    return {name: np.dtype(text) for name, text in json.loads(table.schema.metadata[_DTYPES]).items()}
+    return _parsed(table.schema.metadata[_DTYPES])
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: bytes) -> dict[str, np.dtype]:
+    return {name: np.dtype(dtype) for name, dtype in json.loads(text).items()}
 
 
 def _whole(column: pa.ChunkedArray) -> Any:

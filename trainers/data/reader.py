@@ -70,8 +70,7 @@ class Reader:
         return chunk.slots[a:b], chunk.table.slice(a, b - a)
 
     def close(self) -> None:
-        """Ends its threads."""
-        self._shards.store.close()
+        """Ends its threads; those that wait for the store end when that is closed."""
         for pool in (self._dealing, self._shuffling, self._fetching):
             pool.shutdown(wait=False, cancel_futures=True)
 

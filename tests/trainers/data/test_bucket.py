@@ -189,8 +189,10 @@ def _server(proxy: s3.Proxy) -> s3.Server:
 def test_waiting_ends_when_the_stream_is_closed(proxy: s3.Proxy) -> None:
     found = put_set("closed")
     proxy.fault_rate, proxy.faults = 1.0, ("error",)
-    stream = Stream(Shards(Store("s3://test/closed", budget_s=600), found.index), Order(found.index.rows, 8, 1), _alone(), 10)
+    patient = Store("s3://test/closed", budget_s=600)
+    stream = Stream(Shards(patient, found.index), Order(found.index.rows, 8, 1), _alone(), 10)
     began = time.monotonic()
+    patient.close()
     stream.close()
     with pytest.raises((StorageError, RuntimeError)):
         stream.batch(0)
