@@ -248,7 +248,7 @@ def inputs(job: dict[str, Any], name: str) -> Inputs:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    from trainers.data.columns import unpack
+    from trainers.data.columns import View
     from trainers.data.prepare import prepare
     from trainers.joblint import load_job
     from trainers.model_source import locate
@@ -259,7 +259,7 @@ def inputs(job: dict[str, Any], name: str) -> Inputs:
     order = prepared.order(loaded)
     numbers = [int(row) for step in range(job["train"]["max_steps"]) for row in order.batch(step)]
     plain = WORK / f"{name}-rows.parquet"
-    parquet.write_table(pa.table(unpack(prepared.shards("train").table())), plain)
+    parquet.write_table(pa.table(View.of(prepared.shards("train").table()).rows()), plain)
     return Inputs(source.path, plain, numbers, prepared.labels, prepared.manifest["pad_token_id"])
 
 

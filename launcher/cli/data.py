@@ -64,9 +64,9 @@ def _summary(prepared: Prepared) -> None:
 
 def _examples(prepared: Prepared, tokenizer: Any) -> Any:
     """The first training rows: their text in parts, each with loss or without, and their label."""
-    from trainers.data.columns import unpack
+    from trainers.data.columns import View
 
-    rows = unpack(next(prepared.shards("train").part(0, 1)).slice(0, EXAMPLES))
+    rows = View.of(next(prepared.shards("train").part(0, 1)).slice(0, EXAMPLES)).rows()
     for i, ids in enumerate(rows["input_ids"]):
         flags = rows["supervised"][i].tolist() if "supervised" in rows else [0] * len(ids)
         runs = [(bool(flag), [int(token) for _, token in run]) for flag, run in groupby(zip(flags, ids, strict=True), key=lambda pair: pair[0])]

@@ -16,7 +16,7 @@ import tiny
 import torch
 from torch.nn import functional
 
-from trainers.data.columns import unpack
+from trainers.data.columns import View
 from trainers.data.prepare import Prepared, prepare
 from trainers.job import job_class
 from trainers.model_source import locate
@@ -77,7 +77,7 @@ def reference(job: Any, prepared: Path) -> list[float]:
     warmup = round(0.1 * STEPS)
     losses = []
     for step in range(STEPS):
-        rows = unpack(table.take(order.batch(step)))
+        rows = View.of(table.take(order.batch(step))).rows()
         ids = [torch.tensor(row).long() for row in rows["input_ids"]]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.data.columns import lengths
+from trainers.data.columns import View
 from trainers.data.prepare import Prepared, prepare
 from trainers.data.rows import Example
 from trainers.data.split import clean, hold_out
@@ -116,7 +116,7 @@ def test_an_unchanged_source_costs_nothing_and_a_changed_one_prepares_anew(tmp_p
 def test_long_rows_are_cut_with_their_closing_token_and_counted(tmp_path: Path, model: Path) -> None:
     rows = [*GOOD, {"text": "sun " * 30, "label": "red"}]
     prepared = make(tmp_path, model, train=jsonl(tmp_path / "a.jsonl", rows).name, max_length=10, split={"validation": 0, "test": 0})
-    found = lengths(prepared.shards("train").table())
+    found = View.of(prepared.shards("train").table()).lengths()
     assert prepared.manifest["cut"] == 1 and max(found) == prepared.manifest["longest"]["train"] == 10
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from trainers.data.columns import unpack
+from trainers.data.columns import View
 from trainers.data.prepare import Prepared, prepare
 from trainers.job import job_class
 from trainers.model_source import locate
@@ -103,7 +103,7 @@ def reloaded_loss(setup: Setup) -> float:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     folder, table = Path(setup.folder) / "model", Prepared(Path(setup.prepared)).shards("test").table()
-    rows = unpack(table)
+    rows = View.of(table).rows()
     assert AutoTokenizer.from_pretrained(folder).pad_token_id == 0
     if setup.job["task"] == "causal-lm":
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,9 +20,92 @@ from numpy.typing import NDArray
 from trainers.data.order import Ints
 
 Rows = dict[str, list[Any]]
-"""Columns of the same length: lists of numbers, or of int32 arrays."""
+"""Columns of the same length: whole numbers, or arrays of them (of any unsigned dtype; not to be written to)."""
 
 _DTYPES = b"muster.dtypes"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Rows that lie in one or several tables, by reference: putting them into another order moves no token.
+
+    Arrays have one element a row, but for `flats`.
+    """
+
+    flats: dict[str, list[NDArray[Any]]]
+    """Of each list column: all values of each table, one row behind the other."""
+    table: Ints
+    """Which of the tables a row lies in."""
+    first: dict[str, Ints]
+    """Where a row's list begins in that table's values."""
+    stop: dict[str, Ints]
+    numbers: dict[str, Ints]
+    """The other columns."""
+
+    @classmethod
+    def of(cls, table: pa.Table) -> View:
+        """The rows of a table as `pack` makes them."""
+        dtypes, flats, first, stop, numbers = _dtypes(table), {}, {}, {}, {}
+        for name in table.column_names:
+            array = _whole(table.column(name))
+            if name in dtypes:
+                ends, data = _bytes(array)
+                size = dtypes[name].itemsize
+                flats[name] = [data[ends[0] : ends[-1]].view(dtypes[name])]
+                bounds = (ends.astype(np.int64) - ends[0]) // size
+                first[name], stop[name] = bounds[:-1], bounds[1:]
+            else:
+                numbers[name] = array.to_numpy()
+        return cls(flats, np.zeros(table.num_rows, np.int64), first, stop, numbers)
+
+    @classmethod
+    def join(cls, views: Sequence[View]) -> View:
+        """The rows of one behind those of the other; at least one view, all with the same columns."""
+        if len(views) == 1:
+            return views[0]
+
+        def joined(parts: Sequence[dict[str, Ints]]) -> dict[str, Ints]:
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        flats = {name: [flat for view in views for flat in view.flats[name]] for name in views[0].flats}
+        before = np.cumsum([0, *(view.tables for view in views)])
+        table = np.concatenate([view.table + n for view, n in zip(views, before[:-1], strict=True)])
+        return cls(flats, table, joined([v.first for v in views]), joined([v.stop for v in views]), joined([v.numbers for v in views]))
+
+    @property
+    def tables(self) -> int:
+        """How many tables its rows may lie in."""
+        return max((len(flats) for flats in self.flats.values()), default=0)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, order: Ints | slice) -> View:
+        """These of the rows, in this order."""
+
+        def taken(arrays: dict[str, Ints]) -> dict[str, Ints]:
+            return {name: array[order] for name, array in arrays.items()}
+
+        return View(self.flats, self.table[order], taken(self.first), taken(self.stop), taken(self.numbers))
+
+    def trimmed(self) -> View:
+        """The same rows, without the tables that none of them lies in."""
+        used, table = np.unique(self.table, return_inverse=True)
+        flats = {name: [flats[i] for i in used.tolist()] for name, flats in self.flats.items()}
+        return View(flats, table, self.first, self.stop, self.numbers)
+
+    def lengths(self, name: str = "input_ids") -> Ints:
+        """Numbers in each row's list, shape `[rows]`."""
+        return self.stop[name] - self.first[name]
+
+    def rows(self) -> Rows:
+        """The rows; lists are views of the tables' memory."""
+        tables = self.table.tolist()
+        rows: Rows = {name: values.tolist() for name, values in self.numbers.items()}
+        for name, flats in self.flats.items():
+            places = zip(tables, self.first[name].tolist(), self.stop[name].tolist(), strict=True)
+            rows[name] = [flats[table][a:b] for table, a, b in places]
+        return rows
 
 
 def pack(columns: dict[str, list[Any]], lists: Sequence[str]) -> pa.Table:
@@ -31,7 +115,8 @@ def pack(columns: dict[str, list[Any]], lists: Sequence[str]) -> pa.Table:
         if name not in lists:
             arrays[name] = pa.array(values, pa.int32())
             continue
-        flat = np.concatenate([np.zeros(0, np.int64), *(np.asarray(value, np.int64) for value in values)])
+        parts = (value if isinstance(value, np.ndarray) else np.asarray(value, np.int64) for value in values)
+        flat = np.concatenate([np.zeros(0, np.uint8), *parts])
         dtype = np.min_scalar_type(int(flat.max())) if len(flat) else np.dtype(np.uint8)
         ends = np.cumsum([0, *map(len, values)]) * dtype.itemsize
         buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(flat.astype(dtype))]
@@ -39,30 +124,6 @@ def pack(columns: dict[str, list[Any]], lists: Sequence[str]) -> pa.Table:
         dtypes[name] = dtype.str
     table = pa.table(arrays)
     return table.replace_schema_metadata({_DTYPES: json.dumps(dtypes)})
-
-
-def unpack(table: pa.Table, order: Ints | None = None) -> Rows:
-    """The rows, in this order of them (default: as they stand)."""
-    dtypes, rows = _dtypes(table), {}
-    places = range(table.num_rows) if order is None else order.tolist()
-    for name in table.column_names:
-        array = _whole(table.column(name))
-        if name not in dtypes:
-            values = array.to_numpy().tolist()
-            rows[name] = [values[i] for i in places]
-            continue
-        ends, flat = _bytes(array)
-        dtype = dtypes[name]
-        numbers = flat[ends[0] : ends[-1]].view(dtype).astype(np.int32)
-        bounds = ((ends - ends[0]) // dtype.itemsize).tolist()
-        rows[name] = [numbers[bounds[i] : bounds[i + 1]] for i in places]
-    return rows
-
-
-def lengths(table: pa.Table, name: str = "input_ids") -> Ints:
-    """Numbers in each row's list, shape `[rows]`."""
-    ends, _ = _bytes(_whole(table.column(name)))
-    return (np.diff(ends) // _dtypes(table)[name].itemsize).astype(np.int64)
 
 
 def _dtypes(table: pa.Table) -> dict[str, np.dtype]:

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
+from trainers.data.columns import View
 from trainers.data.order import Ints, Lane, Order
 from trainers.data.shards import Shards
 
@@ -32,7 +32,7 @@ class _Chunk:
     first: int
     stop: int
     slots: Ints
-    table: pa.Table
+    view: View
     cuts: list[int]
 
 
@@ -50,14 +50,15 @@ class Reader:
         self._shuffling = ThreadPoolExecutor(1, "shuffle")
         self._dealing = ThreadPoolExecutor(1, "deal")
         self._known: dict[int, dict[int, Lane]] = {number: {} for number in lanes}
-        self._blocks: dict[int, dict[Key, Future[pa.Table]]] = {number: {} for number in lanes}
+        self._blocks: dict[int, dict[Key, Future[View]]] = {number: {} for number in lanes}
         batch_bytes = order.group_bytes * len(order.rows) / order.batches * len(lanes) / order.lanes
         self._most = max(1, int(CHUNK_BYTES / max(1.0, batch_bytes)))
         self._size = 1
-        self._chunk = _Chunk(0, 0, np.zeros(0, np.int64), pa.table({}), [])
+        self._none = View.of(shards.schema.empty_table())
+        self._chunk = _Chunk(0, 0, np.zeros(0, np.int64), self._none, [])
         self._next: tuple[int, int, Future[_Chunk]] | None = None
 
-    def rows(self, position: int) -> tuple[Ints, pa.Table]:
+    def rows(self, position: int) -> tuple[Ints, View]:
         """This worker's rows of the global batch at `position`: their slots in it, ascending, and the rows.
 
         Raises:
@@ -67,7 +68,7 @@ class Reader:
             self._turn(position)
         chunk = self._chunk
         a, b = chunk.cuts[position - chunk.first : position - chunk.first + 2]
-        return chunk.slots[a:b], chunk.table.slice(a, b - a)
+        return chunk.slots[a:b], chunk.view.take(slice(a, b))
 
     def close(self) -> None:
         """Ends its threads; those that wait for the store end when that is closed."""
@@ -99,17 +100,17 @@ class Reader:
             self._ask(lane.number, (epoch, block))
         for lane, block, _, _ in parts:
             self._ask_next(lane, (epoch, block))
-        places, tables = [np.empty(0, np.int64)], [self._shards.schema.empty_table()]
+        places, views = [np.empty(0, np.int64)], [self._none]
         for lane, block, row, end in parts:
-            table = self._blocks[lane.number][epoch, block].result()
-            tables.append(table.slice(row - int(lane.starts[block]), end - row))
+            start = int(lane.starts[block])
+            views.append(self._blocks[lane.number][epoch, block].result().take(slice(row - start, end - start)))
             places.append(np.arange(row, end) * self._order.lanes + lane.number - low)
             self._forget(lane.number, (epoch, block))
         dealt = np.concatenate(places)
         ascending = np.argsort(dealt)
         dealt, size = dealt[ascending], self._order.global_batch_size
         cuts = np.searchsorted(dealt, np.arange(stop - first + 1) * size).tolist()
-        return _Chunk(first, stop, dealt % size, pa.concat_tables(tables).combine_chunks().take(pa.array(ascending)), cuts)
+        return _Chunk(first, stop, dealt % size, View.join(views).take(ascending), cuts)
 
     def _lane(self, epoch: int, number: int) -> Lane:
         known = self._known[number]
@@ -141,8 +142,8 @@ class Reader:
         for old in [k for k in self._blocks[number] if k < key]:
             del self._blocks[number][old]
 
-    def _fetch(self, group: int, first: int, stop: int) -> pa.Table:
-        return self._shards.fetch(group).slice(first, stop - first)
+    def _fetch(self, group: int, first: int, stop: int) -> View:
+        return View.of(self._shards.fetch(group).slice(first, stop - first))
 
 
 def _parts(lane: Lane, row: int, end: int) -> list[tuple[int, int, int]]:
@@ -156,6 +157,5 @@ def _parts(lane: Lane, row: int, end: int) -> list[tuple[int, int, int]]:
     return parts
 
 
-def _shuffle(fetched: list[Future[pa.Table]], lane: Lane, block: int) -> pa.Table:
-    together = pa.concat_tables([future.result() for future in fetched]).combine_chunks()
-    return together.take(pa.array(lane.permutation(block)))
+def _shuffle(fetched: list[Future[View]], lane: Lane, block: int) -> View:
+    return View.join([future.result() for future in fetched]).take(lane.permutation(block))

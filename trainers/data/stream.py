@@ -14,7 +14,7 @@ from itertools import chain, repeat
 import numpy as np
 import pyarrow as pa
 
-from trainers.data.columns import Rows, lengths, unpack
+from trainers.data.columns import Rows, View, pack
 from trainers.data.deal import deal
 from trainers.data.order import Ints, Order, share
 from trainers.data.reader import Reader
@@ -36,33 +36,28 @@ class Stream:
 
     def batch(self, position: int) -> Rows:
         """This worker's rows of the global batch at `position`, the longest first; equal ones by their slot."""
-        table = self._change_hands(position, *self._reader.rows(position))
-        return unpack(table, np.argsort(-lengths(table), kind="stable"))
+        view = self._change_hands(position, *self._reader.rows(position))
+        return _longest_first(view).rows()
 
     def close(self) -> None:
         """Stops reading ahead."""
         self._reader.close()
 
-    def _change_hands(self, position: int, slots: Ints, table: pa.Table) -> pa.Table:
+    def _change_hands(self, position: int, slots: Ints, view: View) -> View:
         group = self._group
         if group.world_size == 1:
-            return table
+            return view
         _, first, stop = self.order.span(position)
         mine = np.zeros(stop - first)
-        mine[slots] = lengths(table)
+        mine[slots] = view.lengths()
         hands = deal(np.array(group.sum(*mine), dtype=np.int64), group.world_size)
         parts = [np.flatnonzero(np.isin(slots, hand)) for hand in hands]
-        given = [b"" if rank == group.rank or not len(rows) else _pack(table.take(pa.array(rows))) for rank, rows in enumerate(parts)]
-        tables = [pa.ipc.open_stream(pa.py_buffer(data)).read_all() for data in group.exchange(given) if data]
+        given = [b"" if rank == group.rank or not len(rows) else _to_bytes(view.take(rows)) for rank, rows in enumerate(parts)]
+        others = [_from_bytes(data) for data in group.exchange(given) if data]
         kept = parts[group.rank]
         readers = self.order.readers(first, stop, group.world_size)[hands[group.rank]]
         came = np.concatenate([slots[kept], *(hands[group.rank][readers == rank] for rank in range(group.world_size) if rank != group.rank)])
-        return pa.concat_tables([table.take(pa.array(kept)), *tables]).take(pa.array(np.argsort(came)))
-
-
-def longest_first(table: pa.Table) -> pa.Table:
-    """The rows by length, equal ones in the order they came."""
-    return table.take(pa.array(np.argsort(-lengths(table), kind="stable")))
+        return View.join([view.take(kept), *others]).take(np.argsort(came))
 
 
 def micro_batches(rows: Rows, size: int, count: int) -> Iterator[Rows]:
@@ -72,15 +67,15 @@ def micro_batches(rows: Rows, size: int, count: int) -> Iterator[Rows]:
 
 def in_batches(tables: Iterator[pa.Table], size: int, count: int) -> Iterator[Rows]:
     """`count` batches of `size` rows from tables of any size, each put in order of length; then empty ones."""
-    left: pa.Table | None = None
+    left: View | None = None
     made = 0
-    for table in chain(map(longest_first, tables), repeat(None)):
-        left = table if left is None else left if table is None else pa.concat_tables([left, table])
+    for view in chain((_longest_first(View.of(table)) for table in tables), repeat(None)):
+        left = view if left is None else left if view is None else View.join([left.trimmed(), view])
         if left is None:
             return
-        while made < count and (left.num_rows >= size or table is None):
-            yield unpack(left.slice(0, size))
-            left, made = left.slice(size), made + 1
+        while made < count and (len(left) >= size or view is None):
+            yield left.take(slice(0, size)).rows()
+            left, made = left.take(slice(size, None)), made + 1
         if made == count:
             return
 
@@ -91,8 +86,18 @@ def accumulation(global_batch_size: int, world_size: int, micro_batch_size: int)
     return (largest_share + micro_batch_size - 1) // micro_batch_size
 
 
-def _pack(table: pa.Table) -> bytes:
+def _longest_first(view: View) -> View:
+    """The rows by length, equal ones in the order they came."""
+    return view.take(np.argsort(-view.lengths(), kind="stable"))
+
+
+def _to_bytes(view: View) -> bytes:
+    table = pack(view.rows(), list(view.flats))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table)
     return sink.getvalue().to_pybytes()
+
+
+def _from_bytes(data: bytes) -> View:
+    return View.of(pa.ipc.open_stream(pa.py_buffer(data)).read_all())

@@ -86,17 +86,16 @@ def collate(rows: dict[str, Any], pad_token_id: int) -> dict[str, torch.Tensor]:
 
     An empty batch becomes one row of one token without a label, so that every worker makes the same calls.
     """
+    import numpy as np
     import torch
 
     ids = rows["input_ids"] or [[pad_token_id]]
     labels = torch.tensor(rows["label"] if rows["input_ids"] else [-100])
-    width = max(len(row) for row in ids)
-    input_ids = torch.full((len(ids), width), pad_token_id, dtype=torch.long)
-    mask = torch.zeros((len(ids), width), dtype=torch.long)
-    for i, row in enumerate(ids):
-        input_ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+    lengths = np.array([len(row) for row in ids])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.full(mask.shape, pad_token_id, np.int64)
+    input_ids[mask] = np.concatenate(ids)
+    return {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask).long(), "labels": labels}
 
 
 def supervised(batch: dict[str, torch.Tensor]) -> int:

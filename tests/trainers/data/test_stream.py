@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from trainers.data import shards
 from trainers.data.cache import Cache
-from trainers.data.columns import lengths, pack, unpack
+from trainers.data.columns import View, pack
 from trainers.data.order import Order
 from trainers.data.shards import Index, Shards
 from trainers.data.store import StorageError, Store
@@ -166,10 +166,16 @@ def test_columns_come_back_as_they_went(values: list[list[int]], a: int, b: int,
     table = pack({"input_ids": values, "label": list(range(len(values)))}, ["input_ids"])
     part = table.slice(min(a, len(values)), b)
     expected = values[a : a + b]
-    signed = [np.array(row, np.uint32).astype(np.int32).tolist() for row in expected]
-    assert [row.tolist() for row in unpack(part)["input_ids"]] == signed and lengths(part).tolist() == [len(row) for row in expected]
-    backwards = unpack(part, np.arange(part.num_rows)[::-1])
-    assert [row.tolist() for row in backwards["input_ids"]] == signed[::-1] and backwards["label"] == list(range(len(values)))[a : a + b][::-1]
+    view = View.of(part)
+    assert [row.tolist() for row in view.rows()["input_ids"]] == expected and view.lengths().tolist() == [len(row) for row in expected]
+    backwards = view.take(slice(None, None, -1)).rows()
+    assert [row.tolist() for row in backwards["input_ids"]] == expected[::-1] and backwards["label"] == list(range(len(values)))[a : a + b][::-1]
+    order = np.random.default_rng(a).permutation(len(values) + len(expected))
+    joined = View.join([View.of(table), view]).take(order)
+    both = [*values, *expected]
+    assert [row.tolist() for row in joined.rows()["input_ids"]] == [both[i] for i in order]
+    fewer = joined.take(joined.table == 1).trimmed()
+    assert sorted(row.tolist() for row in fewer.rows()["input_ids"]) == sorted(expected) and fewer.tables == (len(expected) > 0)
 
 
 def test_row_groups_have_the_size_they_should() -> None:
