@@ -54,8 +54,7 @@ class Reader:
         batch_bytes = order.group_bytes * len(order.rows) / order.batches * len(lanes) / order.lanes
         self._most = max(1, int(CHUNK_BYTES / max(1.0, batch_bytes)))
         self._size = 1
-        self._none = View.of(shards.schema.empty_table())
-        self._chunk = _Chunk(0, 0, np.zeros(0, np.int64), self._none, [])
+        self._chunk: _Chunk | None = None
         self._next: tuple[int, int, Future[_Chunk]] | None = None
 
     def rows(self, position: int) -> tuple[Ints, View]:
@@ -64,9 +63,9 @@ class Reader:
         Raises:
             StorageError: a row group could not be read.
         """
-        if not self._chunk.first <= position < self._chunk.stop:
-            self._turn(position)
         chunk = self._chunk
+        if chunk is None or not chunk.first <= position < chunk.stop:
+            chunk = self._chunk = self._turn(position)
         a, b = chunk.cuts[position - chunk.first : position - chunk.first + 2]
         return chunk.slots[a:b], chunk.view.take(slice(a, b))
 
@@ -75,15 +74,16 @@ class Reader:
         for pool in (self._dealing, self._shuffling, self._fetching):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _turn(self, position: int) -> None:
-        """Goes on to the chunk that begins at `position`, and starts to make the one behind it."""
+    def _turn(self, position: int) -> _Chunk:
+        """The chunk that begins at `position`; starts to make the one behind it."""
         if self._next is None or self._next[0] != position:
             self._size = 1  # the first batch comes as soon as it can; then chunks grow
             self._next = self._start(position)
         _, stop, future = self._next
-        self._chunk = future.result()
+        chunk = future.result()
         self._size = min(2 * self._size, self._most)
         self._next = self._start(stop) if stop < self._end else None
+        return chunk
 
     def _start(self, first: int) -> tuple[int, int, Future[_Chunk]]:
         epoch_end = (first // self._order.batches + 1) * self._order.batches
@@ -100,7 +100,7 @@ class Reader:
             self._ask(lane.number, (epoch, block))
         for lane, block, _, _ in parts:
             self._ask_next(lane, (epoch, block))
-        places, views = [np.empty(0, np.int64)], [self._none]
+        places, views = [np.empty(0, np.int64)], [View.of(self._shards.schema.empty_table())]
         for lane, block, row, end in parts:
             start = int(lane.starts[block])
             views.append(self._blocks[lane.number][epoch, block].result().take(slice(row - start, end - start)))
