@@ -24,4 +24,4 @@ def inspect(job: Job, document: Document) -> None:
                 found[name] = files.files(specs)
     for name, paths in found.items():
         with document.blame(f"data.{name}"):
-            tasks.get(job.task).read(source.beginning(paths[0]), job.data)
+            tasks.get(job.task).read(source.beginning(paths[0], job.data.on_bad_row), job.data)

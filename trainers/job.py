@@ -45,6 +45,12 @@ class Clean(Config):
     """Rows whose text or label is null or blank."""
     conflicts: Literal["drop", "keep"] = "drop"
     """Rows whose equal texts carry different labels: all of them go."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """Rows nearly equal to an earlier one of the same label, by MinHash; `keep` does not look for them."""
+    similarity: Annotated[float, Field(ge=0.8, lt=1)] = 0.9
+    """Jaccard index of two texts' 5-byte shingles from which they count as near duplicates."""
+    encoding: Literal["drop", "keep"] = "drop"
+    """Rows with replacement or control characters: text that was read in another encoding than it was written in."""
 
 
 class Cache(Config):
@@ -69,7 +75,13 @@ class Data(Config):
     cache: Cache | None = None
     """Off unless given."""
     split: Split = Split()
+    group_by: Text | None = None
+    """Column of a key (a user, a document) whose rows never stand on two sides of a split."""
     clean: Clean = Clean()
+    on_bad_row: Literal["stop", "drop"] = "stop"
+    """A row that cannot be read (broken JSON, another type than the rest, a dialogue without roles): end with its place, or leave it out."""
+    max_bad_rows: Fraction = 0.01
+    """Share of the rows that `on_bad_row: drop` may leave out; more of them ends the preparation."""
     shuffle_window: Annotated[int, Field(ge=1, le=1 << 20)] = 64
     """Megabytes of rows (2 bytes a token for vocabularies below 65,536, else 4) that are mixed at once, over all workers; twice as much is held in memory."""
     max_length: Annotated[int, Field(ge=2)] | Auto = "auto"

@@ -148,7 +148,7 @@ def bad(old: str, new: str) -> Callable[[Path], Any]:
         ),
         (
             lambda folder: (folder / "rows.csv").write_text("a,b\n1\n"),
-            "job.yaml:4: data.train: {}/rows.csv: cannot be read as csv: CSV parse error: Expected 2 columns, got 1: 1",
+            "job.yaml:4: data.train: {}/rows.csv:2: has 1 columns, not 2: 1",
         ),
         (lambda folder: (folder / "job.yaml").unlink(), "job.yaml: there is no such file"),
         (lambda folder: (folder / "job.yaml").write_text(""), "job.yaml: is empty"),

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from trainers.data.columns import View
 from trainers.data.prepare import Prepared, prepare
-from trainers.data.rows import Example
-from trainers.data.split import clean, hold_out
 from trainers.errors import UserError
-from trainers.job import Clean
 from trainers.joblint import load_job
 from trainers.model_source import locate
 
@@ -52,11 +46,11 @@ GOOD = [{"text": f"{word} {other}", "label": word} for word in ("red", "green") 
     ("files", "data", "message"),
     [
         ({"a.jsonl": []}, {}, "job.yaml:4: data.train: {0}/a.jsonl: there are no rows"),
-        ({"a.jsonl": GOOD}, {"text": "txt"}, "job.yaml:5: data.text: there is no column 'txt'; the data has text, label; did you mean text?"),
+        ({"a.jsonl": GOOD}, {"text": "txt"}, "job.yaml:5: data.text: {0}/a.jsonl: there is no column 'txt'; the data has text, label; did you mean text?"),
         ({"a.jsonl": GOOD, "b.jsonl": [{"text": "sea", "label": "blue"}]}, {"test": "b.jsonl"}, "job.yaml:5: data.test: the label 'blue' never occurs"),
         ({"a.jsonl": GOOD}, {"max_length": 65}, "job.yaml:5: data.max_length: 65 tokens are more than the model can position; at most 64"),
         ({"a.jsonl": [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}]}, {}, "every row has the label 'x'; there is nothing to tell apart"),
-        ({"a.jsonl": [{"text": 3, "label": "x"}]}, {}, "data.text: column 'text' holds int64, not text"),
+        ({"a.jsonl": [{"text": 3, "label": "x"}]}, {}, "data.text: {0}/a.jsonl: column 'text' holds int64, not text"),
         ({"a.jsonl": [{"text": "a", "label": 0.5}]}, {}, "column 'label' holds double; a label is text, a whole number or true/false"),
         ({"a.jsonl": [{"text": " ", "label": "x"}]}, {"clean": {"missing": "error"}}, "row 1 of the train data has no text or label"),
         ({"a.jsonl": [{"text": "same", "label": "x"}, {"text": "same", "label": "y"}]}, {}, "of 2 rows none is left to train on after cleaning"),
@@ -120,32 +114,62 @@ def test_long_rows_are_cut_with_their_closing_token_and_counted(tmp_path: Path, 
     assert prepared.manifest["cut"] == 1 and max(found) == prepared.manifest["longest"]["train"] == 10
 
 
-def examples(rows: list[tuple[str, str]]) -> list[Example]:
-    return [Example(text, label, text) for text, label in rows]
+def bad_rows(path: Path, good: list[dict[str, Any]]) -> None:
+    """Good rows, then broken JSON on one line, a list, a row of another type, and one that is not UTF-8."""
+    lines = [json.dumps(row).encode() for row in good]
+    path.write_bytes(b"\n".join([*lines, b'{"text": ', b"[1]", b'{"text": 7, "label": "red"}', b'{"text": "caf\xe9 red", "label": "red"}']) + b"\n")
 
 
-def test_cleaning_counts_by_reason_and_held_out_rows_win() -> None:
-    splits = {
-        "train": [*examples([("a", "x"), ("a", "x"), ("b", "x"), ("b", "y"), ("t", "x")]), Example.blank()],
-        "test": examples([("t", "x")]),
+def test_bad_rows_stop_the_preparation_or_are_left_out(tmp_path: Path, model: Path) -> None:
+    bad_rows(tmp_path / "a.jsonl", GOOD)
+    with pytest.raises(UserError, match=rf"a\.jsonl:{len(GOOD) + 1}: is not JSON: Expecting value"):
+        make(tmp_path, model, train="a.jsonl")
+    with pytest.raises(UserError, match=rf"data\.max_bad_rows: 3 of {len(GOOD) + 4} rows cannot be read, more than the share 0\.01; the first: .*is not JSON"):
+        make(tmp_path, model, train="a.jsonl", on_bad_row="drop")
+    prepared = make(tmp_path, model, train="a.jsonl", on_bad_row="drop", max_bad_rows=0.5, clean={"near_duplicates": "keep"})
+    assert prepared.manifest["dropped"] == {"encoding": 1, "unreadable": 3} and sum(prepared.rows.values()) == len(GOOD)
+    dropped = [json.loads(line) for line in (prepared.path / "dropped.jsonl").read_text().splitlines()]
+    assert [row["row"] - len(GOOD) for row in dropped] == [1, 2, 3, 4] and all(row["file"].endswith("a.jsonl") for row in dropped)
+    assert "column 'text' holds int here, str elsewhere" in dropped[2]["content"] and dropped[3]["content"] == "caf\ufffd red"
+
+
+def test_csv_rows_of_the_wrong_width(tmp_path: Path, model: Path) -> None:
+    lines = ["text,label", *(f"{row['text']},{row['label']}" for row in GOOD), "a,b,c"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=rf"a\.csv:{len(GOOD) + 2}: has 3 columns, not 2: a,b,c"):
+        make(tmp_path, model, train="a.csv")
+    assert make(tmp_path, model, train="a.csv", on_bad_row="drop", max_bad_rows=0.5).manifest["dropped"]["unreadable"] == 1
+
+
+def test_a_sorted_dirty_imbalanced_set_gives_the_counts_that_were_planted(tmp_path: Path, model: Path) -> None:
+    """Every kind of dirt a known number of times; the held-out shares of every label within a fifth or a row."""
+    from random import Random
+
+    draw = Random(0)
+
+    def text(words: int = 120) -> str:
+        return " ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(words))
+
+    clean = [{"text": text(), "label": label, "user": f"{label}{i // 2}"} for label, count in (("a", 1200), ("b", 120), ("c", 12)) for i in range(count)]
+    nearly = [{**row, "text": row["text"].replace(row["text"].split()[60], "zzzz", 1)} for row in clean[10:40]]
+    conflicts = [{"text": text(), "label": "a", "user": "x"} for _ in range(7)]
+    dirt = {
+        "missing": [{"text": None, "label": "a", "user": "u"}] * 5
+        + [{"text": "  ", "label": "b", "user": "u"}] * 3
+        + [{"text": text(), "label": None, "user": "u"}],
+        "encoding": [{"text": text() + "\ufffd", "label": "b", "user": "u"} for _ in range(4)],
+        "conflicts": [*conflicts, *({**row, "label": "b"} for row in conflicts)],
+        "duplicates": clean[:25],
+        "near duplicates": nearly,
     }
-    kept, dropped = clean(splits, Clean())
-    assert [e.content for e in kept["train"]] == ["a"] and [e.content for e in kept["test"]] == ["t"]
-    assert Counter(row.reason for row in dropped) == {"duplicates": 1, "leaks": 1, "conflicts": 2, "missing": 1}
-    assert [row.row for row in dropped] == [2, 3, 4, 5, 6] and {row.split for row in dropped} == {"train"}
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.text(max_size=5), st.sampled_from("xyz")), unique_by=lambda r: r[0], min_size=1, max_size=200), st.integers(0, 50))
-def test_the_split_is_stable_when_rows_are_added(rows: list[tuple[str, str]], extra: int) -> None:
-    before = hold_out(examples(rows), 0.2, 0.2)
-    assert sorted(e.content for part in before.values() for e in part) == sorted(text for text, _ in rows)
-    assert {e.label for e in before["train"]} == {label for _, label in rows}, "every label can be learnt"
-    after = hold_out(examples([*rows, *((f"added {i}", "xyz"[i % 3]) for i in range(extra))]), 0.2, 0.2)
-    for name in ("validation", "test"):
-        assert {e.content for e in before[name]} <= {e.content for e in after[name]}
-
-
-def test_the_splits_have_about_the_asked_shares() -> None:
-    parts = hold_out(examples([(str(i), "x") for i in range(20_000)]), 0.1, 0.2)
-    assert len(parts["validation"]) == pytest.approx(2000, rel=0.1) and len(parts["test"]) == pytest.approx(4000, rel=0.1)
+    jsonl(tmp_path / "test.jsonl", [{"text": text(), "label": label, "user": f"held{label}"} for label in "abc"] + clean[100:106])
+    jsonl(tmp_path / "a.jsonl", clean + [row for rows in dirt.values() for row in rows])
+    prepared = make(tmp_path, model, train="a.jsonl", test="test.jsonl", group_by="user", split={"validation": 0.2})
+    # a row of the test file also stands in training; so do its user's other rows, which are the same six: users have two rows each
+    assert prepared.manifest["dropped"] == {**{reason: len(rows) for reason, rows in dirt.items()}, "leaks": 6}
+    assert prepared.manifest["examples"]["test"] == 9 and sum(prepared.rows.values()) == len(clean) + 3
+    for label, count in zip("abc", (1194, 120, 12), strict=True):
+        held = prepared.manifest["label_counts"]["validation"][prepared.labels.index(label)]
+        assert abs(held - 0.2 * count) <= max(2, 0.2 * 0.2 * count + 2), (label, held)
+    again = make(tmp_path, model, train="a.jsonl", test="test.jsonl", group_by="user", split={"validation": 0.2})
+    assert again.path == prepared.path

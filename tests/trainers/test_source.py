@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainers.data import files, source
 from trainers.data.files import File
+from trainers.data.scan import check_schemas
 from trainers.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -35,34 +37,56 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    return [row for piece in source.pieces(File.at(path)) for block in source.blocks(piece) for row in block.table.to_pylist()]
+
+
 @pytest.mark.parametrize("suffix", files.FORMATS)
 def test_every_format_gives_the_same_table(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS)
-    assert source.read_tables([File.at(path)]).to_pylist() == ROWS
+    assert read(path) == ROWS
     assert source.beginning(File.at(path)).to_pylist() == ROWS
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", ".csv"])
 def test_the_beginning_of_a_large_file_knows_its_columns(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"rows{suffix}", ROWS * 1000)
-    head = source.beginning(File.at(path), whole_bytes=100)
-    assert head.column_names == ["text", "label"] and head.slice(0, 5).to_pylist() == ROWS
-    assert suffix == ".csv" or head.num_rows == source.HEAD_ROWS
+    head = source.beginning(File.at(path), head_bytes=100)
+    assert head.column_names == ["text", "label"] and head.slice(0, 3).to_pylist() == ROWS[:3]
+    assert head.num_rows < 5000
 
 
-def test_columns_that_some_files_lack_are_null_there(tmp_path: Path) -> None:
-    paths = [write(tmp_path / "a.jsonl", [{"text": "x"}, {"text": "y", "label": "b"}]), write(tmp_path / "b.csv", [{"text": "z"}])]
-    assert source.read_tables([File.at(path) for path in paths]).to_pylist() == [
-        {"text": "x", "label": None},
-        {"text": "y", "label": "b"},
-        {"text": "z", "label": None},
-    ]
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("bytes_", [1, 7, 50, 333, 10_000])
+def test_pieces_and_blocks_hold_every_row_once_in_order(tmp_path: Path, suffix: str, bytes_: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"row {i} " + "é" * (i % 13), "label": "x"} for i in range(100)]
+    path = tmp_path / f"rows{suffix}"
+    if suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=9)
+    else:
+        write(path, rows)
+    monkeypatch.setattr(source, "PIECE_BYTES", bytes_)
+    pieces = source.pieces(File.at(path))
+    assert len(pieces) > 1 or bytes_ == 10_000
+    for block_bytes in (1, 100, 1 << 20):
+        assert [row for piece in pieces for block in source.blocks(piece, block_bytes=block_bytes) for row in block.table.to_pylist()] == rows
+
+
+def test_a_broken_line_of_a_later_piece_is_named_by_its_number_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n' * 50 + "{\n")
+    monkeypatch.setattr(source, "PIECE_BYTES", 100)
+    *_, last = source.pieces(File.at(tmp_path / "x.jsonl"))
+    with pytest.raises(UserError, match=r"x.jsonl:101: is not JSON"):
+        list(source.blocks(last))
 
 
 def test_empty_files_are_empty_tables(tmp_path: Path) -> None:
     for suffix in files.FORMATS:
         (tmp_path / f"empty{suffix}").touch()
-        assert source.read_tables([File.at(tmp_path / f"empty{suffix}")]).num_rows == 0
+        assert read(tmp_path / f"empty{suffix}") == [] and source.beginning(File.at(tmp_path / f"empty{suffix}")).num_rows == 0
 
 
 @pytest.mark.parametrize(
@@ -72,29 +96,30 @@ def test_empty_files_are_empty_tables(tmp_path: Path) -> None:
         ("x.jsonl", '{"a": 1}\n[1]\n', "x.jsonl:2: is not an object: [1]"),
         ("x.json", '[{"a": 1},\n {]', "x.json:2: is not JSON: Expecting property name enclosed in double quotes"),
         ("x.json", '{"a": 1}', "x.json: must be a list of objects, [{…}, {…}]"),
-        ("x.csv", "a,b\n1,2\n1,2,3\n", "x.csv: cannot be read as csv: CSV parse error: Expected 2 columns, got 3: 1,2,3"),
+        ("x.csv", "a,b\n1,2\n1,2,3\n", "x.csv:3: has 3 columns, not 2: 1,2,3"),
         ("x.parquet", "not parquet", "x.parquet: cannot be read as parquet: "),
-        ("x.jsonl", '{"a": 1}\n{"a": "b"}\n', "x.jsonl: cannot be read as jsonl: Could not convert 'b' with type str: tried to convert to int64"),
+        ("x.jsonl", '{"a": 1}\n{"a": "b"}\n', "x.jsonl:2: column 'a' holds str here, int elsewhere"),
     ],
 )
 def test_what_cannot_be_read_names_the_file_and_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
-    for read in (lambda path: source.read_tables([File.at(path)]), lambda path: source.beginning(File.at(path), 0)):
+    for reading in (read, lambda path: source.beginning(File.at(path))):
         with pytest.raises(UserError) as caught:
-            read(tmp_path / name)
+            reading(tmp_path / name)
         assert str(caught.value).replace(f"{tmp_path}/", "").startswith(message)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes(b'{"a": "caf\xe9"}\n')
-    with pytest.raises(UserError, match=r"x.jsonl: cannot be read as jsonl: 'utf-8' codec can't decode byte 0xe9"):
-        source.read_tables([File.at(tmp_path / "x.jsonl")])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.csv"])
+def test_bytes_that_are_no_text_become_replacement_characters(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes({"x.jsonl": b'{"a": "caf\xe9"}\n', "x.json": b'[{"a": "caf\xe9"}]', "x.csv": b"a\ncaf\xe9\n"}[name])
+    assert read(tmp_path / name) == [{"a": "caf\ufffd"}]
 
 
 def test_types_that_do_not_go_together(tmp_path: Path) -> None:
     paths = [write(tmp_path / "a.jsonl", [{"text": "x"}]), write(tmp_path / "b.jsonl", [{"text": ["y"]}])]
-    with pytest.raises(UserError, match=r"a.jsonl and 1 more: the same column has types that do not go together"):
-        source.read_tables([File.at(path) for path in paths])
+    schemas = [(File.at(path), source.beginning(File.at(path)).schema) for path in paths]
+    with pytest.raises(UserError, match=r"data.train: .*b.jsonl: the same column has types that do not go together: .* \(before: .*a.jsonl\)"):
+        check_schemas(schemas, "train")
 
 
 def test_files_from_names_folders_globs_and_packages(tmp_path: Path) -> None:

@@ -34,14 +34,30 @@ UNHEARD = ("tool_calls", "function_call", "reasoning_content", "thinking", "reas
 Payload = dict[str, Any]
 
 
-def examples(table: pa.Table, data: Data) -> list[Example]:
+def examples(table: pa.Table, data: Data, first: int = 1) -> list[Example]:
     """One example a row, in order; rows without text or without an assistant's words are blank.
 
+    Args:
+        first: the number of the first row, for messages.
+
     Raises:
-        UserError: the shape is not known, a column is missing or of another type, or a turn cannot be read (row from 1).
+        UserError: the shape is not known, a column is missing or of another type; or, unless `data.on_bad_row` is "drop", a
+            turn cannot be read (its row is named).
     """
     payloads = READERS[data.format if data.format != "auto" else _shape(table, data)](table, data)
-    return [Example.blank() if payload is None else Example(json.dumps(payload, ensure_ascii=False, sort_keys=True), None, payload) for payload in payloads]
+    found = [_example(payload) for payload in payloads]
+    for number, example in enumerate(found, first):
+        if example.problem and data.on_bad_row == "stop":
+            raise UserError(f"row {number}, {example.problem.message}", key=example.problem.key)
+    return found
+
+
+def _example(payload: Payload | UserError | None) -> Example:
+    if payload is None or isinstance(payload, UserError):
+        return Example("", None, None, problem=payload)
+    # a system prompt that many rows share makes no near duplicates of them
+    said = [m["content"] for m in payload.get("messages", []) if m["role"] != "system"] or list(payload.values())
+    return Example(json.dumps(payload, ensure_ascii=False, sort_keys=True), None, payload, words="\n".join(said))
 
 
 class Template:
@@ -145,11 +161,11 @@ def _values(table: pa.Table, key: str, name: str, *, text: bool = False, turns: 
     return values.to_pylist()
 
 
-def _turns(turns: list[Any], row: int, key: str, speaker: str, said: str, role_of: Callable[[str], str]) -> Messages:
+def _turns(turns: list[Any], key: str, speaker: str, said: str, role_of: Callable[[str], str]) -> Messages:
     """Turns as messages. `speaker` and `said` are the fields that name the role and hold the content."""
     messages = []
     for number, turn in enumerate(turns, 1):
-        where = f"row {row}, turn {number}"
+        where = f"turn {number}"
         if not isinstance(turn, dict):
             raise UserError(f"{where}: is {turn!r:.40}, not {{{speaker}, {said}}}", key=key)
         for field in UNHEARD:
@@ -183,46 +199,56 @@ def _speaks(messages: Messages) -> bool:
     return any(message["role"] == "assistant" and message["content"].strip() for message in messages)
 
 
-def _messages(table: pa.Table, data: Data) -> list[Payload | None]:
+def _messages(table: pa.Table, data: Data) -> list[Payload | UserError | None]:
     return _dialogues(table, data, ("messages", "conversations"), "role", "content", _role)
 
 
-def _sharegpt(table: pa.Table, data: Data) -> list[Payload | None]:
+def _sharegpt(table: pa.Table, data: Data) -> list[Payload | UserError | None]:
     return _dialogues(table, data, ("conversations", "messages"), "from", "value", _speaker)
 
 
-def _dialogues(table: pa.Table, data: Data, names: tuple[str, ...], speaker: str, said: str, role_of: Callable[[str], str]) -> list[Payload | None]:
+def _dialogues(table: pa.Table, data: Data, names: tuple[str, ...], speaker: str, said: str, role_of: Callable[[str], str]) -> list[Payload | UserError | None]:
     """The first of the usual columns that holds lists, unless the job names one."""
     name = data.messages or next((name for name in names if name in table.column_names and _is_list(table.schema.field(name).type)), names[0])
     rows = _values(table, "data.messages", name, turns=True)
-    dialogues = [_turns(turns or [], row, "data.messages", speaker, said, role_of) for row, turns in enumerate(rows, 1)]
-    return [{"messages": messages} if _speaks(messages) else None for messages in dialogues]
+    return [_dialogue(lambda turns=turns: _turns(turns or [], "data.messages", speaker, said, role_of)) for turns in rows]  # type: ignore[misc]
 
 
-def _prompt_completion(table: pa.Table, data: Data) -> list[Payload | None]:
+def _dialogue(read: Callable[[], Messages]) -> Payload | UserError | None:
+    try:
+        messages = read()
+    except UserError as problem:
+        return problem
+    return {"messages": messages} if _speaks(messages) else None
+
+
+def _prompt_completion(table: pa.Table, data: Data) -> list[Payload | UserError | None]:
     """Texts stay texts; with messages on either side the row is a dialogue, and only the completion's turns carry loss."""
     prompts = _values(table, "data.prompt", data.prompt, text=True, turns=True)
     completions = _values(table, "data.completion", data.completion, text=True, turns=True)
-    payloads: list[Payload | None] = []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True), 1):
+    payloads: list[Payload | UserError | None] = []
+    for prompt, completion in zip(prompts, completions, strict=True):
         if any(side is None or not (side.strip() if isinstance(side, str) else side) for side in (prompt, completion)):
             payloads.append(None)
         elif isinstance(prompt, str) and isinstance(completion, str):
             payloads.append({"prompt": prompt, "completion": completion})
         else:
-            asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _turns(prompt, row, "data.prompt", "role", "content", _role)
-            told = (
-                [{"role": "assistant", "content": completion}]
-                if isinstance(completion, str)
-                else _turns(completion, row, "data.completion", "role", "content", _role)
-            )
+            try:
+                asked, told = _side(prompt, "user", "data.prompt"), _side(completion, "assistant", "data.completion")
+            except UserError as problem:
+                payloads.append(problem)
+                continue
             # `context`, the number of messages that carry no loss, only where it says something: equal dialogues stay equal
             context = {"context": len(asked)} if any(message["role"] == "assistant" for message in asked) else {}
             payloads.append({"messages": asked + told, **context} if _speaks(told) else None)
     return payloads
 
 
-def _alpaca(table: pa.Table, data: Data) -> list[Payload | None]:
+def _side(value: Any, role: str, key: str) -> Messages:
+    return [{"role": role, "content": value}] if isinstance(value, str) else _turns(value, key, "role", "content", _role)
+
+
+def _alpaca(table: pa.Table, data: Data) -> list[Payload | UserError | None]:
     instructions, outputs = (_values(table, "data.format", name, text=True) for name in ("instruction", "output"))
     inputs = _values(table, "data.format", "input", text=True) if "input" in table.column_names else [None] * len(outputs)
     return [
@@ -233,11 +259,11 @@ def _alpaca(table: pa.Table, data: Data) -> list[Payload | None]:
     ]
 
 
-def _text(table: pa.Table, data: Data) -> list[Payload | None]:
+def _text(table: pa.Table, data: Data) -> list[Payload | UserError | None]:
     return [{"text": text} if text and text.strip() else None for text in _values(table, "data.text", data.text, text=True)]
 
 
-READERS: dict[str, Callable[[pa.Table, Data], list[Payload | None]]] = {
+READERS: dict[str, Callable[[pa.Table, Data], list[Payload | UserError | None]]] = {
     "messages": _messages,
     "sharegpt": _sharegpt,
     "prompt-completion": _prompt_completion,

@@ -17,21 +17,24 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+from numpy.typing import NDArray
 
 from trainers import tasks
 from trainers.data import shards, source
 from trainers.data.cache import Cache
 from trainers.data.columns import pack
+from trainers.data.facts import MISSING, UNREADABLE, Facts
 from trainers.data.files import File, files
 from trainers.data.order import Order
 from trainers.data.rows import Example
+from trainers.data.scan import Scan, check_schemas
 from trainers.data.shards import Index, Shards
-from trainers.data.split import SPLITS, Dropped, clean, hold_out
+from trainers.data.split import REASONS, SPLITS, Verdicts, decide
 from trainers.data.store import StorageError, Store, is_remote
 from trainers.errors import UserError
 from trainers.job import Job
@@ -40,11 +43,24 @@ from trainers.runfolder import write_json
 
 MANIFEST = "manifest.json"
 DROPPED = "dropped.jsonl"
-"""One object a row that cleaning left out: `split`, `row`, `reason`, `content`."""
-VERSION = 2
+"""One object a row that cleaning left out (`Dropped`)."""
+VERSION = 3
 """Raised when the same source and settings would give other rows."""
 
 Say = Callable[[str], None]
+
+
+class Dropped(NamedTuple):
+    """A row that was left out."""
+
+    split: str
+    file: str
+    row: int
+    """Its number in the file, from 1; rows of csv that could not be read are counted last."""
+    reason: str
+    """One of `REASONS`."""
+    content: str
+    """What the row says; for an unreadable one, what is wrong with it."""
 
 
 class Prepared:
@@ -93,18 +109,23 @@ def prepare(job: Job, model: ModelSource, storage: Path, say: Say) -> Prepared:
 
 
 def _build(job: Job, model: ModelSource, paths: dict[str, list[File]], target: str, say: Say) -> None:
-    task = tasks.get(job.task)
     say("reading data")
-    raw = {}
-    for name, found in paths.items():
-        table = source.read_tables(found)
-        if not table.num_rows:
-            raise UserError(f"{found[0]}{f' and {len(found) - 1} more' if found[1:] else ''}: there are no rows", key=f"data.{name}")
-        raw[name] = task.read(table, job.data)
-    splits, dropped = _divide(job, raw)
-    reasons = Counter(row.reason for row in dropped)
-    labels = sorted({example.label for example in splits["train"] if example.label is not None}, key=_natural)
-    _check(job, raw, splits, labels)
+    found = {name: [piece for file in listed for piece in source.pieces(file)] for name, listed in paths.items()}
+    pieces = [(SPLITS.index(name), piece) for name in SPLITS for piece in found.get(name, [])]
+    columns = {name: dict.fromkeys(c for file in listed for c in source.beginning(file, job.data.on_bad_row).column_names) for name, listed in paths.items()}
+    scan = Scan(job, {SPLITS.index(name): list(known) for name, known in columns.items()})
+    scanned = [scan(split, piece) for split, piece in pieces]
+    for name, listed in paths.items():
+        if not any(len(part.facts) for (split, _), part in zip(pieces, scanned, strict=True) if split == SPLITS.index(name)):
+            raise UserError(f"{listed[0]}{f' and {len(listed) - 1} more' if listed[1:] else ''}: there are no rows", key=f"data.{name}")
+        check_schemas([(piece.file, part.schema) for (split, piece), part in zip(pieces, scanned, strict=True) if split == SPLITS.index(name)], name)
+    facts = Facts.join([part.facts for part in scanned])
+    rows = [len(part.facts) for part in scanned]
+    origin = np.repeat(np.array([split for split, _ in pieces], np.uint8), rows)
+    _check_rows(job, facts, origin, next((part.problem for part in scanned if part.problem), ""))
+    shares = {name: 0.0 if name in paths else getattr(job.data.split, name) for name in ("validation", "test")}
+    verdicts = decide(facts, origin, job.data.clean, **shares)
+    labels = _check(facts, origin, verdicts, shares)
 
     say("tokenising")
     from trainers.model import load_config, load_tokenizer, longest
@@ -114,55 +135,78 @@ def _build(job: Job, model: ModelSource, paths: dict[str, list[File]], target: s
     if isinstance(job.data.max_length, int) and bound and job.data.max_length > bound:
         raise UserError(f"{job.data.max_length} tokens are more than the model can position; at most {bound}", key="data.max_length")
     max_length = job.data.max_length if isinstance(job.data.max_length, int) else min(512, bound or 512)
-
+    task = tasks.get(job.task)
     encoder = task.Encoder(tokenizer, job.data, max_length, labels)
-    columns = {name: encoder(examples) for name, examples in splits.items()}
-    for name, rows in columns.items():
-        if splits[name] and not rows["input_ids"]:
-            raise UserError(f"none of the {len(splits[name])} {name} rows has anything to learn within {max_length} tokens", key="data.max_length")
+    kept: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    dropped: list[Dropped] = []
+    before: Counter[str] = Counter()
+    for (split, piece), own in zip(pieces, np.split(verdicts, np.cumsum(rows)[:-1]), strict=True):
+        for example, verdict in zip(scan.examples(split, piece), own.tolist(), strict=True):
+            before[piece.file.address] += 1
+            if verdict < len(SPLITS):
+                kept[SPLITS[verdict]].append(example)
+            else:
+                content = example.problem.message if example.problem else example.content
+                dropped.append(Dropped(SPLITS[split], piece.file.address, before[piece.file.address], REASONS[verdict - len(SPLITS)], content))
+    encoded = {name: encoder(examples) for name, examples in kept.items()}
+    for name, columns_ in encoded.items():
+        if kept[name] and not columns_["input_ids"]:
+            raise UserError(f"none of the {len(kept[name])} {name} rows has anything to learn within {max_length} tokens", key="data.max_length")
+    reasons = Counter(row.reason for row in dropped)
     manifest = {
         "version": VERSION,
         "task": job.task,
         "labels": labels,
         "max_length": max_length,
         "pad_token_id": tokenizer.pad_token_id or 0,
-        "rows": {name: len(rows["input_ids"]) for name, rows in columns.items()},
-        "examples": {name: len(examples) for name, examples in splits.items()},
-        "tokens": {name: sum(map(len, rows["input_ids"])) for name, rows in columns.items()},
-        "longest": {name: max(map(len, rows["input_ids"]), default=0) for name, rows in columns.items()},
-        "lengths": {name: _quantiles([len(row) for row in rows["input_ids"]]) for name, rows in columns.items()},
-        "label_counts": {name: np.bincount(rows["label"], minlength=len(labels)).tolist() for name, rows in columns.items() if "label" in rows},
-        "dropped": {reason: n for reason, n in {**reasons, "nothing to learn": encoder.counts.get("nothing to learn", 0)}.items() if n},
+        "rows": {name: len(rows["input_ids"]) for name, rows in encoded.items()},
+        "examples": {name: len(examples) for name, examples in kept.items()},
+        "tokens": {name: sum(map(len, rows["input_ids"])) for name, rows in encoded.items()},
+        "longest": {name: max(map(len, rows["input_ids"]), default=0) for name, rows in encoded.items()},
+        "lengths": {name: _quantiles([len(row) for row in rows["input_ids"]]) for name, rows in encoded.items()},
+        "label_counts": {name: np.bincount(rows["label"], minlength=len(labels)).tolist() for name, rows in encoded.items() if "label" in rows},
+        "dropped": dict(reasons.most_common()),
         "cut": encoder.counts["cut"],
     }
+    if unlearnable := encoder.counts.get("nothing to learn", 0):
+        manifest["dropped"]["nothing to learn"] = unlearnable
     say("writing the prepared rows")
-    _write(target, columns, dropped, manifest)
+    _write(target, encoded, dropped, manifest)
 
 
-def _divide(job: Job, raw: dict[str, list[Example]]) -> tuple[dict[str, list[Example]], list[Dropped]]:
-    """Cleans, and holds out what was not given. A given file of test or validation rows stays whole."""
-    kept, dropped = clean(raw, job.data.clean)
-    shares = {name: 0.0 if name in raw else getattr(job.data.split, name) for name in ("validation", "test")}
-    held = hold_out(kept["train"], shares["validation"], shares["test"])
-    return {name: (kept[name] if name in raw and name != "train" else held[name]) for name in SPLITS}, dropped
+def _check_rows(job: Job, facts: Facts, origin: NDArray[np.uint8], first: str) -> None:
+    """Refuses more rows that cannot be read, or lack something, than the job allows."""
+    bad, bound = int((facts.state == UNREADABLE).sum()), job.data.max_bad_rows
+    if bad > bound * len(facts):
+        raise UserError(f"{bad} of {len(facts)} rows cannot be read, more than the share {bound}; the first: {first}", key="data.max_bad_rows")
+    lacking = np.flatnonzero(facts.state == MISSING)
+    if job.data.clean.missing == "error" and len(lacking):
+        split = origin[lacking[0]]
+        number = int((origin[: lacking[0]] == split).sum()) + 1
+        raise UserError(f"row {number} of the {SPLITS[split]} data has no text or label", key=f"data.{SPLITS[split]}")
 
 
-def _check(job: Job, raw: dict[str, list[Example]], splits: dict[str, list[Example]], labels: list[str]) -> None:
-    """What cannot be trained on, or tested."""
-    total = sum(map(len, raw.values()))
-    if not splits["train"]:
-        raise UserError(f"of {total} rows none is left to train on after cleaning and splitting", key="data.train")
-    for name in ("validation", "test"):
-        if name in raw and not splits[name]:
-            raise UserError(f"of {len(raw[name])} rows none is left after cleaning", key=f"data.{name}")
-        unseen = sorted({str(example.label) for example in splits[name] if example.label is not None} - set(labels))
-        if unseen:
-            count = sum(example.label in unseen for example in splits[name])
-            raise UserError(f"the label {unseen[0]!r} never occurs in training ({count} rows with {len(unseen)} such labels)", key=f"data.{name}")
-    if labels == [] and splits["train"][0].label is not None:
-        raise UserError("there are no labels", key="data.label")
+def _check(facts: Facts, origin: NDArray[np.uint8], verdicts: Verdicts, shares: dict[str, float]) -> list[str]:
+    """The labels, in the order of their numbers; refuses what cannot be trained on, or tested."""
+    kept = {name: np.unique(facts.label[verdicts == i], return_counts=True) for i, name in enumerate(SPLITS)}
+    if not len(kept["train"][0]):
+        raise UserError(f"of {len(facts)} rows none is left to train on after cleaning and splitting", key="data.train")
+    learnt = kept["train"][0]
+    labels = sorted((facts.labels[i] for i in learnt if i >= 0), key=_natural)
     if len(labels) == 1:
         raise UserError(f"every row has the label {labels[0]!r}; there is nothing to tell apart", key="data.label")
+    for i, name in enumerate(SPLITS[1:], 1):
+        given = int((origin == i).sum())
+        if given and not len(kept[name][0]):
+            raise UserError(f"of {given} rows none is left after cleaning", key=f"data.{name}")
+        if shares[name] and not len(kept[name][0]):
+            count = int(kept["train"][1].sum())
+            raise UserError(f"{shares[name]} of {count} rows is none; give data.{name}, more rows, or 0 to do without", key=f"data.split.{name}")
+        unseen = ~np.isin(kept[name][0], learnt)
+        if unseen.any():
+            label, count = facts.labels[kept[name][0][unseen][0]], int(kept[name][1][unseen].sum())
+            raise UserError(f"the label {label!r} never occurs in training ({count} rows with {unseen.sum()} such labels)", key=f"data.{name}")
+    return labels
 
 
 def _is_there(target: str) -> bool:

@@ -12,11 +12,19 @@ if TYPE_CHECKING:
 
 
 class Example(NamedTuple):
-    """One row. `content` is what duplicates and the split look at; `payload` is what the task tokenises."""
+    """One row."""
 
     content: str
+    """What duplicates and the split look at."""
     label: str | None
     payload: Any
+    """What the task tokenises; None: there is nothing."""
+    words: str | None = None
+    """What near duplicates look at, where that is not the content."""
+    group: str | None = None
+    """The value of `data.group_by`."""
+    problem: UserError | None = None
+    """Why the row could not be read."""
 
     @classmethod
     def blank(cls) -> Example:

@@ -1,84 +1,151 @@
-"""Cleaning and splitting, as pure functions of the rows' content.
+"""Cleaning and splitting, as pure functions of the rows' facts.
 
-A row's split depends on a hash of its own content and on nothing else, so adding rows moves no other row, and equal rows
-never end up on two sides. A label whose rows would all be held out keeps them for training: a model cannot learn it
-otherwise. Cost: one pass, a hash of 16 bytes a row.
+A row's split follows from a hash of its content (or of its `group_by` value), so adding rows moves no other row, and rows
+that belong together never end up on two sides. Labels are stratified: each one's share is off by at most a fifth or by one
+row. Where the hash alone would be further off, which happens to labels of few rows, the rows nearest the boundary change
+sides. A label always keeps a row for training: a model cannot learn it otherwise.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from typing import NamedTuple
+import itertools
+import math
 
-from trainers.data.rows import Example
-from trainers.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from trainers.data import minhash
+from trainers.data.facts import ENCODING, FINE, MISSING, UNREADABLE, Facts
+from trainers.data.order import Ints
 from trainers.job import Clean
 
 SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+REASONS = ("missing", "encoding", "unreadable", "conflicts", "duplicates", "near duplicates", "leaks")
+"""Why rows are left out. `conflicts`: equal contents, other labels; `leaks`: training rows that are also held out, or nearly."""
+
+Verdicts = NDArray[np.uint8]
+"""A row's split (its number in `SPLITS`), or 3 + the number of the reason in `REASONS`."""
+
+TOLERANCE = 0.2
 
 
-class Dropped(NamedTuple):
-    """A row that was left out."""
-
-    split: str
-    row: int
-    """Its number among the rows of `data.<split>`, from 1."""
-    reason: str
-    """`missing`, `conflicts` (equal texts, other labels), `duplicates`, or `leaks` (a training row that is also held out)."""
-    content: str
+def verdict(reason: str) -> int:
+    """The number that says it in `Verdicts`."""
+    return len(SPLITS) + REASONS.index(reason)
 
 
-def clean(splits: dict[str, list[Example]], rules: Clean) -> tuple[dict[str, list[Example]], list[Dropped]]:
-    """Drops what `rules` say, over all splits together.
+def decide(facts: Facts, split: NDArray[np.uint8], clean: Clean, validation: float, test: float) -> Verdicts:
+    """What becomes of every row.
 
-    Test and validation rows win over equal training rows, so that nothing held out was trained on.
-
-    Raises:
-        UserError: `missing: error` and a row has no text or label.
+    Args:
+        split: the split of the file each row came from, `[rows]`.
+        validation: share of the training files' rows to hold out; 0 where validation rows were given.
+        test: likewise.
     """
-    dropped: list[Dropped] = []
-    labels: dict[str, set[str | None]] = defaultdict(set)
-    for examples in splits.values():
-        for example in examples:
-            labels[example.content].add(example.label)
-    seen: dict[tuple[str, str | None], str] = {}
-    kept: dict[str, list[Example]] = {}
-    for name in ("test", "validation", "train"):
-        kept[name] = []
-        for number, example in enumerate(splits.get(name, []), 1):
-            before = seen.get((example.content, example.label))
-            reason = ""
-            if example.payload is None:
-                if rules.missing == "error":
-                    raise UserError(f"row {number} of the {name} data has no text or label", key=f"data.{name}")
-                reason = "missing"
-            elif rules.conflicts == "drop" and len(labels[example.content]) > 1:
-                reason = "conflicts"
-            elif rules.duplicates == "drop" and before:
-                reason = "duplicates" if before == name else "leaks"
-            if reason:
-                dropped.append(Dropped(name, number, reason, example.content))
-            else:
-                seen.setdefault((example.content, example.label), name)
-                kept[name].append(example)
-    return kept, dropped
+    rows = np.argsort(-split.astype(np.int64), kind="stable")  # test, validation, train: what is held out wins over its equals
+    verdicts = split.copy()
+    verdicts[rows] = _cleaned(facts.take(rows), split[rows], clean)
+    mine = np.flatnonzero(verdicts == TRAIN)
+    verdicts[mine] = _held_out(facts.take(mine), clean, validation, test)
+    return verdicts
 
 
-def unit_hash(content: str) -> float:
-    """A number in [0, 1) that depends on the content alone (BLAKE2b, 53 bits)."""
-    digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8, person=b"muster-split").digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+def _cleaned(facts: Facts, split: NDArray[np.uint8], clean: Clean) -> Verdicts:
+    verdicts = split.copy()
+    for state, reason in ((MISSING, "missing"), (ENCODING, "encoding"), (UNREADABLE, "unreadable")):
+        verdicts[facts.state == state] = verdict(reason)
+    content = _numbered(facts.content)
+    if clean.conflicts == "drop":
+        fine = facts.state == FINE
+        least, most = np.full(len(facts), np.iinfo(np.int32).max), np.full(len(facts), -1)
+        np.minimum.at(least, content[fine], facts.label[fine])
+        np.maximum.at(most, content[fine], facts.label[fine])
+        verdicts[fine & (least[content] < most[content])] = verdict("conflicts")
+    if clean.duplicates == "drop":
+        _drop_later(verdicts, split, content, content * (len(facts.labels) + 1) + facts.label + 1, "duplicates")
+    left = np.flatnonzero(verdicts < len(SPLITS))
+    if facts.sketch.shape[1]:
+        cluster = np.arange(len(facts))
+        cluster[left] = left[_components(len(left), *minhash.similar_pairs(facts.sketch[left], clean.similarity))]
+        same = cluster * (len(facts.labels) + 1) + facts.label + 1
+        _drop_later(verdicts, split, same, same, "near duplicates")
+    held = np.unique(facts.group[(verdicts != TRAIN) & (verdicts < len(SPLITS)) & (facts.group > 0)])
+    verdicts[(verdicts == TRAIN) & np.isin(facts.group, held)] = verdict("leaks")
+    return verdicts
 
 
-def hold_out(examples: list[Example], validation: float, test: float) -> dict[str, list[Example]]:
-    """Splits by `unit_hash`: test below `test`, validation in the next `validation`, the rest trains."""
-    chosen = []
-    for example in examples:
-        u = unit_hash(example.content)
-        chosen.append("test" if u < test else "validation" if u < test + validation else "train")
-    trained = {example.label for example, name in zip(examples, chosen, strict=True) if name == "train"}
-    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    for example, name in zip(examples, chosen, strict=True):
-        splits[name if example.label in trained else "train"].append(example)
-    return splits
+def _drop_later(verdicts: Verdicts, split: NDArray[np.uint8], across: Ints, within: Ints, reason: str) -> None:
+    """Of the rows that are left, keeps the first of each `within`; and of those alike in `across`, the ones of the first's split."""
+    left = np.flatnonzero(verdicts < len(SPLITS))
+    first = _first(across[left])
+    leak = split[left] != split[left][first]
+    verdicts[left[leak]] = verdict("leaks")
+    left = left[~leak]
+    first = _first(within[left])
+    verdicts[left[first != np.arange(len(left))]] = verdict(reason)
+
+
+def _held_out(facts: Facts, clean: Clean, validation: float, test: float) -> Verdicts:
+    """Splits by unit: rows of a group, equal rows, and near duplicates stay together."""
+    everyone = np.arange(len(facts))
+    same = [everyone, _first(_numbered(facts.content))]
+    grouped = np.flatnonzero(facts.group)
+    same += [grouped, grouped[_first(facts.group[grouped])]]
+    if facts.sketch.shape[1]:
+        same += minhash.similar_pairs(facts.sketch, clean.similarity)
+    unit = _components(len(facts), np.concatenate(same[::2]), np.concatenate(same[1::2]))
+    key = np.where(facts.group > 0, facts.group, facts.content[:, 0])
+    least = np.full(len(facts), np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, unit, key)
+    units = np.flatnonzero(unit == everyone)  # a unit is known by its first row, and has that one's label
+    chance = (least[units] >> np.uint64(11)) / 2.0**53
+    ordered = np.lexsort((chance, facts.label[units]))
+    bounds = np.flatnonzero(np.diff(facts.label[units][ordered], prepend=-2, append=-2))
+    verdicts = np.full(len(facts), TRAIN, np.uint8)
+    for a, b in itertools.pairwise(bounds.tolist()):
+        of_label = units[ordered[a:b]]
+        tests, validations = _counts(chance[ordered[a:b]], test, validation)
+        verdicts[of_label[:tests]] = TEST
+        verdicts[of_label[tests : tests + validations]] = VALIDATION
+    return verdicts[unit]
+
+
+def _counts(chance: NDArray[np.float64], test: float, validation: float) -> tuple[int, int]:
+    """How many of a label's units, in order of their chance, test and how many validate."""
+    n = len(chance)
+    below = np.searchsorted(chance, [test, test + validation])
+    tests = min(_near(int(below[0]), test * n), n - 1)
+    return tests, min(_near(int(below[1]) - tests, validation * n), n - 1 - tests)
+
+
+def _near(count: int, wanted: float) -> int:
+    """The count, or the nearest one that is not off by more than `TOLERANCE` or one row."""
+    if not wanted:
+        return 0
+    least = min(math.floor(wanted + 0.5), math.ceil((1 - TOLERANCE) * wanted))
+    return min(max(count, least), max(1, math.ceil((1 + TOLERANCE) * wanted)))
+
+
+def _numbered(pairs: NDArray[np.uint64]) -> Ints:
+    """A number for each distinct row of `[rows, 2]`."""
+    order = np.lexsort(pairs.T)
+    new = (np.diff(pairs[order], axis=0, prepend=pairs[order][:1]) != 0).any(axis=1)
+    numbers = np.empty(len(pairs), np.int64)
+    numbers[order] = np.cumsum(new)
+    return numbers
+
+
+def _first(keys: NDArray) -> Ints:
+    """For each element, the place of the first one equal to it."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def _components(count: int, a: Ints, b: Ints) -> Ints:
+    """For each of `count` nodes, the first one of its connected component."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    _, component = connected_components(coo_array((np.ones(len(a), bool), (a, b)), shape=(count, count)), directed=False)
+    return _first(component)

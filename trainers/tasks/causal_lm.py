@@ -45,9 +45,12 @@ class Data(jobs.Data):
     """Supervised positions whose logits are in memory at once."""
 
 
-def read(table: pa.Table, data: Data) -> list[Example]:
-    """One example a row, whatever the shape. Raises UserError for a shape that cannot be recognised or a bad turn."""
-    return chat.examples(table, data)
+def read(table: pa.Table, data: Data, first: int = 1) -> list[Example]:
+    """One example a row, whatever the shape; `first` is the first row's number, for messages.
+
+    Raises UserError for a shape that cannot be recognised or a bad turn.
+    """
+    return chat.examples(table, data, first)
 
 
 class Encoder:

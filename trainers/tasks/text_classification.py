@@ -26,7 +26,7 @@ class Data(jobs.Data):
     """Column with the label: text, a whole number or true/false."""
 
 
-def read(table: pa.Table, data: Data) -> list[Example]:
+def read(table: pa.Table, data: Data, first: int = 1) -> list[Example]:
     """One example a row. Raises UserError for a missing column, a text that is not text, a label that is not one value."""
     import pyarrow.types as types
 

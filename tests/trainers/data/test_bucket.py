@@ -71,8 +71,8 @@ def test_rows_are_read_from_a_bucket(proxy: s3.Proxy, suffix: str, monkeypatch: 
     monkeypatch.setattr(files_module, "READ_BYTES", 100)  # many ranges
     put_rows(f"read/rows{suffix}")
     (found,) = files(f"s3://test/read/rows{suffix}")
-    assert source.read_tables([found]).to_pylist() == ROWS
-    assert source.beginning(found, whole_bytes=10).slice(0, 5).to_pylist() == ROWS[:5]
+    assert [row for piece in source.pieces(found) for block in source.blocks(piece) for row in block.table.to_pylist()] == ROWS
+    assert source.beginning(found, head_bytes=200).slice(0, 1).to_pylist() == ROWS[:1]
 
 
 def test_objects_are_found_by_name_folder_and_pattern(proxy: s3.Proxy) -> None:
