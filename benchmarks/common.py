@@ -98,7 +98,7 @@ def run(command: list[str], log: Path, timeout_s: float, worker: Callable[[str],
     """Runs a command that prints JSON lines. What else it says goes to `log`.
 
     Args:
-        worker: tells from a command line whether a process below the command is a training worker, whose memory counts.
+        worker: tells from a command line whether a process, the command or one below it, is one whose memory counts.
 
     Raises:
         RuntimeError: it failed, or took longer than `timeout_s`; with the end of its log.
@@ -175,7 +175,7 @@ def _ray_worker(line: str) -> bool:
 
 
 class _MemoryWatch(threading.Thread):
-    """Keeps the peak memory (VmHWM) of the workers below a command, as last seen alive; without `worker` it does nothing."""
+    """Keeps the peak memory (VmHWM) of a command's workers, as last seen alive; without `worker` it does nothing."""
 
     def __init__(self, root: int, worker: Callable[[str], bool] | None) -> None:
         super().__init__(daemon=True)
@@ -185,7 +185,7 @@ class _MemoryWatch(threading.Thread):
     def run(self) -> None:
         while self._worker and not self._done.wait(SAMPLE_S):
             with contextlib.suppress(psutil.Error):
-                for process in psutil.Process(self._root).children(recursive=True):
+                for process in [psutil.Process(self._root), *psutil.Process(self._root).children(recursive=True)]:
                     self._measure(process, self._worker)
 
     def _measure(self, process: psutil.Process, worker: Callable[[str], bool]) -> None:

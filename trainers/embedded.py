@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # workers write to log files of their own
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # how long agents outlive a driver that was killed; 60 by default
     "RAY_enable_worker_prestart": "0",  # Ray Train's actors want an environment of their own: none would use these
     "RAY_prestart_worker_first_driver": "0",
 }

@@ -6,6 +6,9 @@ with `exit_code`. Anything else that escapes is a defect of Muster's own.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class MusterError(Exception):
     """Base of every error that Muster reports to its user. `exit_code` is what the command ends with."""
@@ -26,6 +29,9 @@ class UserError(MusterError):
         text = ": ".join(part for part in (where, key, message) if part)
         # A key or a path may hold anything; what is printed is one line, and moves no cursor.
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
+
+    def __reduce__(self) -> Any:
+        return partial(UserError, self.message, key=self.key, where=self.where), ()
 
 
 class RunError(MusterError):

@@ -229,11 +229,18 @@ class Job(Config):
         """The whole job as plain values, defaults included, ready for YAML or JSON."""
         return self.model_dump(mode="json")
 
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.resolved(),)
+
 
 @cache
 def job_class(task: str) -> type[Job]:
     """The class of jobs of one task: `Job` with the task's own `data:` keys. `task` must be one of `tasks.names()`."""
     return create_model("Job", __base__=Job, task=(Literal[task], ...), data=(tasks.data_class(task), ...))  # type: ignore[arg-type]
+
+
+def _rebuilt(values: dict[str, Any]) -> Job:
+    return job_class(values["task"]).model_validate(values)
 
 
 def job_schema() -> dict[str, Any]:

@@ -6,6 +6,7 @@ puts a `stop` file into the run's folder, which the workers see before their nex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,8 @@ from typing import Any
 
 from trainers import embedded, entry, provenance
 from trainers.callbacks.wandb import mode as wandb_mode
-from trainers.data.prepare import Prepared, prepare
+from trainers.data.prepare import prepare
+from trainers.data.prepared import Prepared
 from trainers.errors import MusterError, RunError, UserError
 from trainers.inspection import inspect
 from trainers.job import Job
@@ -64,7 +66,7 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
             ray_ready = pool.submit(embedded.start, workers * cpus)
             try:
                 with document.blame("data.train"):
-                    source, prepared = inputs(job, source, storage, listen)
+                    source, prepared = inputs(job, source, storage, listen, ray_ready.result)
                 ray_ready.result()
                 interrupts.listen()  # Ray has put handlers of its own in place
             finally:
@@ -81,8 +83,21 @@ def train(job: Job, document: Document, storage: Path, listen: Listen) -> Outcom
         embedded.stop()
 
 
-def inputs(job: Job, source: ModelSource, storage: Path, listen: Listen) -> tuple[ModelSource, Prepared]:
-    """The model in a form that loads fast, and the prepared data, made now if need be."""
+def prepare_only(job: Job, document: Document, storage: Path, listen: Listen) -> tuple[ModelSource, Prepared]:
+    """What `train` would begin with; starts Ray, and ends it, if the source is large. Raises UserError."""
+    inspect(job, document)
+    writable(storage)
+    with contextlib.ExitStack() as stack, document.blame("data.train"):
+
+        def gather() -> None:
+            stack.callback(embedded.stop)
+            embedded.start(os.cpu_count() or 1)
+
+        return inputs(job, locate(job.model), storage, listen, gather)
+
+
+def inputs(job: Job, source: ModelSource, storage: Path, listen: Listen, gather: Callable[[], Any]) -> tuple[ModelSource, Prepared]:
+    """The model in a form that loads fast, and the prepared data, made now if need be; `gather` sees to it that Ray runs."""
 
     def say(text: str) -> None:
         listen({"kind": "stage", "text": text, "time": time.time()})
@@ -94,7 +109,7 @@ def inputs(job: Job, source: ModelSource, storage: Path, listen: Listen) -> tupl
         if not target.is_dir():
             say("unpacking the GGUF model, once")
         source = unpack_gguf(source, target)
-    return source, prepare(job, source, storage, say)
+    return source, prepare(job, source, storage, say, gather)
 
 
 def _watch(setup: Setup, folder: RunFolder, listen: Listen, interrupts: _Interrupts) -> Outcome:
@@ -215,18 +230,19 @@ def _catching(failure: list[BaseException], call: Callable[[], None]) -> Callabl
 
 
 class _Interrupts:
-    """Counts Ctrl-C (and SIGTERM) while it lasts, instead of raising in the middle of something."""
+    """What Ctrl-C (and SIGTERM) do: KeyboardInterrupt at first; from `listen` on they are counted, and nothing is raised in the middle of something."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def __enter__(self) -> _Interrupts:
-        self._before = self.listen()
+        self._before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def listen(self) -> dict[int, Any]:
-        """Puts the counting handlers in place; returns those that were there."""
-        return {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    def listen(self) -> None:
+        """Counts from here on."""
+        for number in self._before:
+            signal.signal(number, self._hear)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -17,7 +17,7 @@ from trainers.callbacks.early_stopping import Stopper
 from trainers.callbacks.metrics import Metrics
 from trainers.callbacks.wandb import Wandb
 from trainers.data.cache import Cache
-from trainers.data.prepare import Prepared
+from trainers.data.prepared import Prepared
 from trainers.data.shards import Shards
 from trainers.data.store import Store
 from trainers.data.stream import Stream, accumulation

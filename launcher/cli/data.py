@@ -11,11 +11,13 @@ import typer
 from launcher.cli.options import DEFAULT_STORAGE, JobFile, Json, Overrides, Storage
 
 if TYPE_CHECKING:
-    from trainers.data.prepare import Prepared
+    from trainers.data.prepared import Prepared
 
 EXAMPLES = 3
 IMBALANCED = 10
 """A label with so many times fewer rows than the commonest one is pointed out."""
+ALIKE = 0.2
+"""A larger share of near duplicates is pointed out: a shared prompt template may be the reason, and each row worth keeping."""
 
 
 def data(job_file: JobFile, overrides: Overrides = None, storage: Storage = DEFAULT_STORAGE, as_json: Json = False) -> None:
@@ -57,6 +59,9 @@ def _summary(prepared: Prepared) -> None:
     total = sum(m["examples"].values())
     print(f"cut       {m['cut']:,} of {total:,} rows, at {m['max_length']} tokens")
     print("dropped   " + (", ".join(f"{count:,} {reason}" for reason, count in m["dropped"].items()) or "nothing"))
+    near = m["dropped"].get("near duplicates", 0)
+    if near > ALIKE * (near + total):
+        print(f"alike     {near:,} rows are near duplicates of others; if it is a template that makes them alike, set data.clean.near_duplicates: keep")
     if leaks := m["dropped"].get("leaks"):
         print(f"leaks     {leaks:,} training rows were also held out; they are not trained on")
     print(f"prepared  {prepared.location}" + (" (dropped.jsonl has the dropped rows)" if m["dropped"] else ""))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.cli.options import DEFAULT_STORAGE, JobFile, Json, Overrides, Storage
 
 if TYPE_CHECKING:
-    from trainers.data.prepare import Prepared
+    from trainers.data.prepared import Prepared
     from trainers.job import Job
     from trainers.model_source import ModelSource
 
@@ -28,18 +28,14 @@ def made(job_file: Path, overrides: Overrides, storage: Path, as_json: bool) -> 
     """The job, its model and its prepared rows, made now if need be; says on the terminal what it does meanwhile."""
     from launcher.cli import display
     from trainers import run
-    from trainers.inspection import inspect
     from trainers.joblint import load_job
-    from trainers.model_source import locate
 
     job, document = load_job(job_file, overrides or ())
-    inspect(job, document)
-    run.writable(storage)
 
     def say(event: dict[str, Any]) -> None:
         if not as_json:
             screen(event)
 
-    with display.choose(False) as screen, document.blame("data.train"):
-        model, prepared = run.inputs(job, locate(job.model), storage.expanduser().resolve(), say)
+    with display.choose(False) as screen:
+        model, prepared = run.prepare_only(job, document, storage.expanduser().resolve(), say)
     return job, model, prepared

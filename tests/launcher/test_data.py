@@ -55,11 +55,22 @@ def test_data_shows_counts_lengths_imbalance_and_examples(tmp_path: Path, capsys
     lines = out.splitlines()
     assert any(line.split()[:2] == ["even", "3"] or line.startswith("even") for line in lines)
     assert "imbalanced: the commonest label has" in out and "times the training rows of 'even'" in out
-    assert "dropped   1 duplicates, 1 missing" in lines and out.count("\nexample ") == 3
+    assert "dropped   1 missing, 1 duplicates" in lines and out.count("\nexample ") == 3
     call("data", tmp_path / "job.yaml", "--storage", tmp_path / "storage", "--json")
     shown = json.loads(capsys.readouterr().out)
     assert len(shown["sample"]) == 3 and shown["lengths"]["train"]["p50"] <= shown["longest"]["train"]
     assert sum(map(sum, shown["label_counts"].values())) == 60
+
+
+def test_data_points_out_that_a_template_may_make_rows_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_file(tmp_path)
+    template = "you are a helpful assistant and answer in one word whether the following number is odd or even, and nothing else at all: "
+    rows = [{"text": f"{template}{i}", "label": "odd" if i % 2 else "even"} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    call("data", job, "--storage", tmp_path / "storage", "--set", "data.split={validation: 0, test: 0}")
+    assert "rows are near duplicates of others; if it is a template" in capsys.readouterr().out
+    call("data", job, "--storage", tmp_path / "storage", "--set", "data.clean.near_duplicates=keep")
+    assert "near duplicates" not in capsys.readouterr().out
 
 
 def test_data_marks_the_tokens_with_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

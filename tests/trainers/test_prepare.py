@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import yaml
 
 from trainers.data.columns import View
-from trainers.data.prepare import Prepared, prepare
+from trainers.data.prepare import prepare
+from trainers.data.prepared import Prepared
+from trainers.data.store import StorageError, Store
 from trainers.errors import UserError
 from trainers.joblint import load_job
 from trainers.model_source import locate
@@ -173,3 +177,103 @@ def test_a_sorted_dirty_imbalanced_set_gives_the_counts_that_were_planted(tmp_pa
         assert abs(held - 0.2 * count) <= max(2, 0.2 * 0.2 * count + 2), (label, held)
     again = make(tmp_path, model, train="a.jsonl", test="test.jsonl", group_by="user", split={"validation": 0.2})
     assert again.path == prepared.path
+
+
+def in_small_parts(monkeypatch: pytest.MonkeyPatch, partition_bytes: int) -> None:
+    """Everything as for a large source, on a small one."""
+    monkeypatch.setattr("trainers.data.source.PIECE_BYTES", 5000)
+    monkeypatch.setattr("trainers.data.encode.CHUNK_BYTES", 500)
+    monkeypatch.setattr("trainers.data.prepare.SMALL_BYTES", 0)
+    monkeypatch.setattr("trainers.data.prepare.PARTITION_BYTES", partition_bytes)
+
+
+def contents(prepared: Prepared) -> dict[str, list[Any]]:
+    """The rows of each split, sorted."""
+    found = {}
+    for split in ("train", "validation", "test"):
+        rows = View.of(prepared.shards(split).table()).rows() if prepared.rows[split] else {"input_ids": []}
+        found[split] = sorted(zip(*([np.asarray(value).tolist() for value in rows[name]] for name in rows), strict=True))
+    return found
+
+
+def test_a_source_in_many_parts_gives_the_rows_of_one_in_memory(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"{i} {'sea sun '[: i % 9]}red", "label": f"l{i % 7}"} for i in range(2000)] + [
+        {"text": "1 sred", "label": "l1"},
+        {"text": "", "label": "l1"},
+    ]
+    jsonl(tmp_path / "a.jsonl", rows)
+    whole = make(tmp_path, model, train="a.jsonl")
+    (tmp_path / "parts").mkdir()
+    in_small_parts(monkeypatch, 2000)
+    parts = make(tmp_path / "parts", model, train=str(tmp_path / "a.jsonl"))
+    assert contents(parts) == contents(whole) and len(parts.shards("train").index) > 5
+    assert {k: v for k, v in parts.manifest.items() if k != "hash"} == {k: v for k, v in whole.manifest.items() if k != "hash"}
+    assert (parts.path / "dropped.jsonl").read_text() == (whole.path / "dropped.jsonl").read_text()
+    assert sorted(path.name for path in parts.path.iterdir()) == ["dropped.jsonl", "index.parquet", "manifest.json", "test", "train", "validation"]
+
+
+@pytest.mark.parametrize("partition_bytes", [1 << 28, 4000])
+def test_documents_are_packed_within_a_partition(partition_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_small_parts(monkeypatch, partition_bytes)
+    data = {"train": str(tiny.dialogues(tmp_path / "d.jsonl", 200)), "max_length": 128, "split": {"validation": 0, "test": 0}}
+    model = str(tiny.llama(tmp_path / "llama"))
+    made = {}
+    for packing in (False, True):
+        path = tmp_path / f"job-{packing}.yaml"
+        path.write_text(yaml.safe_dump({"task": "causal-lm", "model": model, "data": {**data, "packing": packing}}))
+        job, _ = load_job(path)
+        made[packing] = prepare(job, locate(job.model), tmp_path / "storage", lambda text: None)
+    plain, packed = (View.of(made[packing].shards("train").table()).rows() for packing in (False, True))
+    documents = []
+    for ids, supervised, lengths in zip(packed["input_ids"], packed["supervised"], packed["documents"], strict=True):
+        assert len(ids) == len(supervised) == sum(lengths.tolist()) <= 128
+        bounds = np.cumsum([0, *lengths.tolist()])
+        documents += [(ids[a:b].tolist(), supervised[a:b].tolist()) for a, b in itertools.pairwise(bounds.tolist())]
+    alone = [(ids.tolist(), flags.tolist()) for ids, flags in zip(plain["input_ids"], plain["supervised"], strict=True)]
+    assert sorted(documents) == sorted(alone) and len(packed["input_ids"]) < 0.8 * len(alone)
+    assert made[True].manifest["tokens"] == made[False].manifest["tokens"]
+
+
+def test_neighbours_of_a_sorted_source_end_up_apart(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label entropy of the batches, against that of a full shuffle."""
+    in_small_parts(monkeypatch, 20_000)
+    rows = [{"text": f"number {i}", "label": f"l{i // 1000}"} for i in range(8000)]
+    prepared = make(tmp_path, model, train=jsonl(tmp_path / "a.jsonl", rows).name, split={"validation": 0, "test": 0})
+    job, _ = load_job(tmp_path / "job.yaml")
+    labels = np.array(View.of(prepared.shards("train").table()).rows()["label"])
+    order = prepared.order(job)
+    batches = [labels[list(order.batch(position))] for position in range(order.batches - 1)]
+    shuffled = np.random.default_rng(0).permutation(labels)[: len(batches) * 32].reshape(-1, 32)
+
+    def entropy(batch: Any) -> float:
+        share = np.bincount(batch, minlength=8) / len(batch)
+        return float(-(share[share > 0] * np.log2(share[share > 0])).sum())
+
+    assert len(prepared.shards("train").index) > 4
+    assert np.mean([entropy(batch) for batch in batches]) >= 0.97 * np.mean([entropy(batch) for batch in shuffled])
+
+
+def test_a_preparation_that_failed_goes_on_where_it_was(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills up after some of the work; then there is room again, and what was done is not done again."""
+    in_small_parts(monkeypatch, 2000)
+    jsonl(tmp_path / "a.jsonl", [{"text": f"{i} red", "label": f"l{i % 7}"} for i in range(2000)])
+    put, done = Store.put, []
+
+    def filling(self: Store, path: str, data: Any) -> None:
+        if len(done) > 60:
+            raise StorageError("no space left")
+        put(self, path, data)
+        done.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", filling)
+        with pytest.raises(UserError, match="no space left"):
+            make(tmp_path, model, train="a.jsonl")
+    assert not list(tmp_path.rglob("manifest.json")) and any(path.startswith("rows/") for path in done)
+    finished, before = {path for path in done if path.endswith(".json")}, len(done)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", lambda self, path, data: (put(self, path, data), done.append(path))[0])
+        prepared = make(tmp_path, model, train="a.jsonl")
+    assert not finished & set(done[before:])
+    (tmp_path / "again").mkdir()
+    assert make(tmp_path / "again", model, train=str(tmp_path / "a.jsonl")).manifest == prepared.manifest

@@ -12,7 +12,8 @@ import tiny
 import torch
 
 from trainers.data.columns import View
-from trainers.data.prepare import Prepared, prepare
+from trainers.data.prepare import prepare
+from trainers.data.prepared import Prepared
 from trainers.job import job_class
 from trainers.model_source import locate
 from trainers.setup import Setup

@@ -8,7 +8,7 @@ value. A column of plain numbers is int32.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -108,8 +108,12 @@ class View:
         return rows
 
 
-def pack(columns: dict[str, list[Any]], lists: Sequence[str]) -> pa.Table:
-    """The columns as a table; those named in `lists` hold a list of whole numbers (0 to 2^32 - 1) a row."""
+def pack(columns: dict[str, list[Any]], lists: Sequence[str] | Mapping[str, np.dtype]) -> pa.Table:
+    """The columns as a table.
+
+    Args:
+        lists: those that hold a list of whole numbers (0 to 2^32 - 1) a row; their dtypes, or the smallest that will do.
+    """
     arrays, dtypes = {}, {}
     for name, values in columns.items():
         if name not in lists:
@@ -117,13 +121,25 @@ def pack(columns: dict[str, list[Any]], lists: Sequence[str]) -> pa.Table:
             continue
         parts = (value if isinstance(value, np.ndarray) else np.asarray(value, np.int64) for value in values)
         flat = np.concatenate([np.zeros(0, np.uint8), *parts])
-        dtype = np.min_scalar_type(int(flat.max())) if len(flat) else np.dtype(np.uint8)
+        dtype = lists[name] if isinstance(lists, Mapping) else np.min_scalar_type(int(flat.max())) if len(flat) else np.dtype(np.uint8)
         ends = np.cumsum([0, *map(len, values)]) * dtype.itemsize
         buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(flat.astype(dtype))]
         arrays[name] = pa.Array.from_buffers(pa.large_binary(), len(values), buffers).cast(pa.binary())
         dtypes[name] = dtype.str
     table = pa.table(arrays)
     return table.replace_schema_metadata({_DTYPES: json.dumps(dtypes)})
+
+
+def end_to_end(table: pa.Table, groups: Sequence[Sequence[int]]) -> pa.Table:
+    """One row a group: the lists of the group's rows behind one another. Every column must hold lists, as `pack` makes them."""
+    rows = np.fromiter((row for group in groups for row in group), np.int64)
+    bounds = np.cumsum([0, *map(len, groups)])
+    arrays = []
+    for column in table.take(pa.array(rows)).columns:
+        ends, data = _bytes(_whole(column))
+        buffers = [None, pa.py_buffer(ends[bounds]), pa.py_buffer(data)]
+        arrays.append(pa.Array.from_buffers(pa.binary(), len(groups), buffers))
+    return pa.Table.from_arrays(arrays, schema=table.schema)
 
 
 def _dtypes(table: pa.Table) -> dict[str, np.dtype]:

@@ -7,6 +7,8 @@ The rows themselves stay where they are: a source of any size is scanned once fo
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -73,6 +75,19 @@ class Facts:
         arrays = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls) if f.name not in ("label", "labels")}
         label = np.concatenate([number[part.label] for number, part in zip(numbers, parts, strict=True)])
         return cls(**arrays, label=label, labels=labels)
+
+    def to_bytes(self) -> bytes:
+        """As an object of a store."""
+        file = io.BytesIO()
+        arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "labels"}
+        np.savez(file, labels=np.frombuffer(json.dumps(self.labels).encode(), np.uint8), **arrays)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Facts:
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(**{f.name: arrays[f.name] for f in fields(cls) if f.name != "labels"}, labels=json.loads(arrays["labels"].tobytes()))
 
     def take(self, rows: Ints) -> Facts:
         """These rows."""

@@ -1,99 +1,63 @@
-"""From the user's rows to token rows, once: read, clean, split, tokenise, write Parquet and a manifest.
+"""From the user's rows to token rows, once: scan, decide, tokenise, assemble.
 
 The prepared set lies in `<storage>/prepared/<hash of source and settings>`, so an unchanged source costs nothing the
-second time and a changed one prepares anew. It is built beside and renamed whole: a killed preparation leaves nothing
-that looks finished. Columns: `input_ids` and what the task adds (`trainers.data.columns`).
+second time and a changed one prepares anew. Its manifest is written last: a killed preparation leaves nothing that looks
+finished. Each step works on one part of the source, or of the set, at a time and leaves its results in a work store beside
+the set; they follow from source and settings alone, so that a preparation that was killed goes on where it was, and two at
+once write the same bytes. Memory: a part's (`trainers.data.source.PIECE_BYTES`) or a partition's in a worker; here, the
+facts of all rows (`trainers.data.facts`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
-import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
+import xxhash
 from numpy.typing import NDArray
 
 from trainers import tasks
 from trainers.data import shards, source
-from trainers.data.cache import Cache
-from trainers.data.columns import pack
-from trainers.data.facts import MISSING, UNREADABLE, Facts
+from trainers.data.assemble import Assemble, Assembled, Partition
+from trainers.data.encode import VERDICTS, Encode, Encoded, Rows, tokenizer
+from trainers.data.facts import Facts
 from trainers.data.files import File, files
-from trainers.data.order import Order
-from trainers.data.rows import Example
-from trainers.data.scan import Scan, check_schemas
-from trainers.data.shards import Index, Shards
+from trainers.data.limits import check_labels, check_rows
+from trainers.data.prepared import DROPPED, MANIFEST, Prepared, is_there
+from trainers.data.scan import Part, Scan, Scanned, check_schemas
 from trainers.data.split import REASONS, SPLITS, Verdicts, decide
-from trainers.data.store import StorageError, Store, is_remote
+from trainers.data.spread import spread
+from trainers.data.store import MEMORY, StorageError, Store
 from trainers.errors import UserError
 from trainers.job import Job
 from trainers.model_source import ModelSource
-from trainers.runfolder import write_json
 
-MANIFEST = "manifest.json"
-DROPPED = "dropped.jsonl"
-"""One object a row that cleaning left out (`Dropped`)."""
-VERSION = 3
+VERSION = 4
 """Raised when the same source and settings would give other rows."""
+SMALL_BYTES = 64 << 20
+"""A source up to this size is prepared in this process, its work in memory: Ray would take longer to start on it."""
+PARTITION_BYTES = 256 << 20
+"""Bytes of content that are mixed and packed at once; as tokens they take about as many."""
 
 Say = Callable[[str], None]
 
 
-class Dropped(NamedTuple):
-    """A row that was left out."""
+def prepare(job: Job, model: ModelSource, storage: Path, say: Say, gather: Callable[[], Any] | None = None) -> Prepared:
+    """The job's prepared set, made now if need be.
 
-    split: str
-    file: str
-    row: int
-    """Its number in the file, from 1; rows of csv that could not be read are counted last."""
-    reason: str
-    """One of `REASONS`."""
-    content: str
-    """What the row says; for an unreadable one, what is wrong with it."""
-
-
-class Prepared:
-    """A prepared set: its folder and its manifest (`labels`, `rows` by split, `dropped` by reason, `hash`, …)."""
-
-    def __init__(self, location: str | Path) -> None:
-        self.location = str(location)
-        self.manifest: dict[str, Any] = json.loads(bytes(self.store.whole(MANIFEST)))
-        self.labels: list[str] = self.manifest["labels"]
-        self.rows: dict[str, int] = self.manifest["rows"]
-
-    @cached_property
-    def store(self) -> Store:
-        """Where its objects lie."""
-        return Store(self.location)
-
-    @property
-    def path(self) -> Path:
-        """Its folder, where it is on this machine."""
-        return Path(self.location)
-
-    def shards(self, split: str, cache: Cache | None = None) -> Shards:
-        """The rows of one of `SPLITS`."""
-        return Shards(self.store, Index.read(self.store, split), cache)
-
-    def order(self, job: Job) -> Order:
-        """The order of its training rows under a job."""
-        index = self.shards("train").index
-        return Order(index.rows, job.train.global_batch_size, job.seed, float(index.memory.mean()), job.data.shuffle_window * 2.0**20)
-
-
-def prepare(job: Job, model: ModelSource, storage: Path, say: Say) -> Prepared:
-    """The job's prepared set, made now if need be; `say` hears what is being done.
+    Args:
+        say: hears what is being done.
+        gather: makes sure that Ray is running; called for a source that is not small. Without it everything is done here.
 
     Raises:
         UserError: missing files or columns, no rows, a label that training has never seen, texts longer than the model.
@@ -101,157 +65,142 @@ def prepare(job: Job, model: ModelSource, storage: Path, say: Say) -> Prepared:
     paths = {name: files(specs) for name in SPLITS if (specs := getattr(job.data, name)) is not None}
     target = f"{job.data.prepared or storage / 'prepared'}/{_address(job, model, paths)}"
     try:
-        if not _is_there(target):
-            _build(job, model, paths, target, say)
+        if not is_there(target):
+            _prepare(job, model, paths, Store(target), say, gather)
         return Prepared(target)
     except StorageError as error:
+        if is_there(target):  # somebody else has finished it, and cleared the work away
+            return Prepared(target)
         raise UserError(str(error), key="data.prepared") from None
 
 
-def _build(job: Job, model: ModelSource, paths: dict[str, list[File]], target: str, say: Say) -> None:
-    say("reading data")
-    found = {name: [piece for file in listed for piece in source.pieces(file)] for name, listed in paths.items()}
-    pieces = [(SPLITS.index(name), piece) for name in SPLITS for piece in found.get(name, [])]
-    columns = {name: dict.fromkeys(c for file in listed for c in source.beginning(file, job.data.on_bad_row).column_names) for name, listed in paths.items()}
-    scan = Scan(job, {SPLITS.index(name): list(known) for name, known in columns.items()})
-    scanned = [scan(split, piece) for split, piece in pieces]
-    for name, listed in paths.items():
-        if not any(len(part.facts) for (split, _), part in zip(pieces, scanned, strict=True) if split == SPLITS.index(name)):
-            raise UserError(f"{listed[0]}{f' and {len(listed) - 1} more' if listed[1:] else ''}: there are no rows", key=f"data.{name}")
-        check_schemas([(piece.file, part.schema) for (split, piece), part in zip(pieces, scanned, strict=True) if split == SPLITS.index(name)], name)
-    facts = Facts.join([part.facts for part in scanned])
-    rows = [len(part.facts) for part in scanned]
-    origin = np.repeat(np.array([split for split, _ in pieces], np.uint8), rows)
-    _check_rows(job, facts, origin, next((part.problem for part in scanned if part.problem), ""))
-    shares = {name: 0.0 if name in paths else getattr(job.data.split, name) for name in ("validation", "test")}
-    verdicts = decide(facts, origin, job.data.clean, **shares)
-    labels = _check(facts, origin, verdicts, shares)
-
-    say("tokenising")
-    from trainers.model import load_config, load_tokenizer, longest
-
-    tokenizer = load_tokenizer(model)
-    bound = longest(load_config(model))
-    if isinstance(job.data.max_length, int) and bound and job.data.max_length > bound:
-        raise UserError(f"{job.data.max_length} tokens are more than the model can position; at most {bound}", key="data.max_length")
-    max_length = job.data.max_length if isinstance(job.data.max_length, int) else min(512, bound or 512)
-    task = tasks.get(job.task)
-    encoder = task.Encoder(tokenizer, job.data, max_length, labels)
-    kept: dict[str, list[Example]] = {name: [] for name in SPLITS}
-    dropped: list[Dropped] = []
-    before: Counter[str] = Counter()
-    for (split, piece), own in zip(pieces, np.split(verdicts, np.cumsum(rows)[:-1]), strict=True):
-        for example, verdict in zip(scan.examples(split, piece), own.tolist(), strict=True):
-            before[piece.file.address] += 1
-            if verdict < len(SPLITS):
-                kept[SPLITS[verdict]].append(example)
-            else:
-                content = example.problem.message if example.problem else example.content
-                dropped.append(Dropped(SPLITS[split], piece.file.address, before[piece.file.address], REASONS[verdict - len(SPLITS)], content))
-    encoded = {name: encoder(examples) for name, examples in kept.items()}
-    for name, columns_ in encoded.items():
-        if kept[name] and not columns_["input_ids"]:
-            raise UserError(f"none of the {len(kept[name])} {name} rows has anything to learn within {max_length} tokens", key="data.max_length")
-    reasons = Counter(row.reason for row in dropped)
-    manifest = {
-        "version": VERSION,
-        "task": job.task,
-        "labels": labels,
-        "max_length": max_length,
-        "pad_token_id": tokenizer.pad_token_id or 0,
-        "rows": {name: len(rows["input_ids"]) for name, rows in encoded.items()},
-        "examples": {name: len(examples) for name, examples in kept.items()},
-        "tokens": {name: sum(map(len, rows["input_ids"])) for name, rows in encoded.items()},
-        "longest": {name: max(map(len, rows["input_ids"]), default=0) for name, rows in encoded.items()},
-        "lengths": {name: _quantiles([len(row) for row in rows["input_ids"]]) for name, rows in encoded.items()},
-        "label_counts": {name: np.bincount(rows["label"], minlength=len(labels)).tolist() for name, rows in encoded.items() if "label" in rows},
-        "dropped": dict(reasons.most_common()),
-        "cut": encoder.counts["cut"],
-    }
-    if unlearnable := encoder.counts.get("nothing to learn", 0):
-        manifest["dropped"]["nothing to learn"] = unlearnable
-    say("writing the prepared rows")
-    _write(target, encoded, dropped, manifest)
-
-
-def _check_rows(job: Job, facts: Facts, origin: NDArray[np.uint8], first: str) -> None:
-    """Refuses more rows that cannot be read, or lack something, than the job allows."""
-    bad, bound = int((facts.state == UNREADABLE).sum()), job.data.max_bad_rows
-    if bad > bound * len(facts):
-        raise UserError(f"{bad} of {len(facts)} rows cannot be read, more than the share {bound}; the first: {first}", key="data.max_bad_rows")
-    lacking = np.flatnonzero(facts.state == MISSING)
-    if job.data.clean.missing == "error" and len(lacking):
-        split = origin[lacking[0]]
-        number = int((origin[: lacking[0]] == split).sum()) + 1
-        raise UserError(f"row {number} of the {SPLITS[split]} data has no text or label", key=f"data.{SPLITS[split]}")
-
-
-def _check(facts: Facts, origin: NDArray[np.uint8], verdicts: Verdicts, shares: dict[str, float]) -> list[str]:
-    """The labels, in the order of their numbers; refuses what cannot be trained on, or tested."""
-    kept = {name: np.unique(facts.label[verdicts == i], return_counts=True) for i, name in enumerate(SPLITS)}
-    if not len(kept["train"][0]):
-        raise UserError(f"of {len(facts)} rows none is left to train on after cleaning and splitting", key="data.train")
-    learnt = kept["train"][0]
-    labels = sorted((facts.labels[i] for i in learnt if i >= 0), key=_natural)
-    if len(labels) == 1:
-        raise UserError(f"every row has the label {labels[0]!r}; there is nothing to tell apart", key="data.label")
-    for i, name in enumerate(SPLITS[1:], 1):
-        given = int((origin == i).sum())
-        if given and not len(kept[name][0]):
-            raise UserError(f"of {given} rows none is left after cleaning", key=f"data.{name}")
-        if shares[name] and not len(kept[name][0]):
-            count = int(kept["train"][1].sum())
-            raise UserError(f"{shares[name]} of {count} rows is none; give data.{name}, more rows, or 0 to do without", key=f"data.split.{name}")
-        unseen = ~np.isin(kept[name][0], learnt)
-        if unseen.any():
-            label, count = facts.labels[kept[name][0][unseen][0]], int(kept[name][1][unseen].sum())
-            raise UserError(f"the label {label!r} never occurs in training ({count} rows with {unseen.sum()} such labels)", key=f"data.{name}")
-    return labels
-
-
-def _is_there(target: str) -> bool:
-    return Store(target).has(MANIFEST) if is_remote(target) else (Path(target) / MANIFEST).is_file()
-
-
-def _write(target: str, columns: dict[str, dict[str, list[Any]]], dropped: list[Dropped], manifest: dict[str, Any]) -> None:
-    here = Path(tempfile.mkdtemp(prefix="muster-")) / "set" if is_remote(target) else Path(target)
-    partial = here.with_name(f".{here.name}.{os.getpid()}")
+def _prepare(job: Job, model: ModelSource, paths: dict[str, list[File]], target: Store, say: Say, gather: Callable[[], Any] | None) -> None:
+    if sum(file.size for listed in paths.values() for file in listed) <= SMALL_BYTES:
+        _Preparation(job, model, paths, Store(MEMORY), target, False, say).run()
+        return
+    if gather is not None:
+        gather()
+    libraries = [(name, version(name)) for name in ("numpy", "pyarrow", "tokenizers", "transformers")]
+    work = Store(f"{target.url}/work-{_digest(libraries)}")  # what another version made is not gone on with
     try:
-        partial.mkdir(parents=True)
-        digest = hashlib.blake2b(digest_size=16)
-        parts = []
-        for name, rows in columns.items():
-            table = _mixed(pack(rows, ("input_ids", "supervised", "documents")))
-            for column in table.column_names:
-                for chunk in table.column(column).chunks:
-                    for buffer in chunk.buffers():
-                        digest.update(memoryview(buffer) if buffer else b"")
-            parts.append(shards.write(partial, name, table))
-        parquet.write_table(pa.concat_tables(parts), partial / shards.INDEX, compression="zstd")
-        with (partial / DROPPED).open("w", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in dropped)
-        write_json(partial / MANIFEST, {**manifest, "hash": digest.hexdigest()})
-        if is_remote(target):
-            _upload(partial, Store(target))
-        elif not here.exists():
-            partial.rename(here)
-    except OSError as error:
-        raise UserError(f"cannot write to {here.parent}: {error.strerror}; choose another folder", where="--storage") from None
-    finally:
-        shutil.rmtree(here.parent if is_remote(target) else partial, ignore_errors=True)
+        _Preparation(job, model, paths, work, target, gather is not None, say).run()
+    except UserError:
+        work.clear()  # other settings, another set
+        raise
+    work.clear()
 
 
-def _upload(folder: Path, store: Store) -> None:
-    """Puts a set into a bucket, its manifest last: without one there is no set."""
-    objects = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: store.put(name, folder / name), objects))
-    store.put(MANIFEST, folder / MANIFEST)
+class _Preparation:
+    """One preparation, from the files to the manifest."""
 
+    def __init__(self, job: Job, model: ModelSource, paths: dict[str, list[File]], work: Store, target: Store, on_ray: bool, say: Say) -> None:
+        self.job, self.model, self.paths, self.work, self.target = job, model, paths, work, target
+        self.on_ray, self.say = on_ray, say
+        self.shares = {name: 0.0 if name in paths else getattr(job.data.split, name) for name in ("validation", "test")}
 
-def _mixed(table: pa.Table) -> pa.Table:
-    """The rows in an order of no meaning, the same every time: sorted sources are mixed before the first epoch is."""
-    return table.take(pa.array(np.random.Generator(np.random.Philox(key=VERSION)).permutation(table.num_rows))).combine_chunks()
+    def run(self) -> None:
+        """Everything, step by step."""
+        self.say("reading data")
+        scan, parts = self._parts()
+        self._spread(scan, parts, "reading data")
+        facts, rows, origin = self._facts(parts)
+        verdicts = decide(facts, origin, self.job.data.clean, **self.shares)
+        labels = check_labels(facts, origin, verdicts, self.shares)
+        max_length = self._max_length()
+
+        self.say("tokenising")
+        sizes = [int(facts.size[verdicts == split].sum(dtype=np.int64)) for split in range(len(SPLITS))]
+        del facts
+        self.work.put(VERDICTS, verdicts.tobytes())
+        partitions = tuple(max(1, -(-size // PARTITION_BYTES)) for size in sizes)
+        encoded = self._spread(Encode(scan, self.model, labels, max_length, partitions), rows, "tokenising")
+        for split, name in enumerate(SPLITS):
+            if (kept := int((verdicts == split).sum())) and not sum(part.rows[split] for part in encoded):
+                raise UserError(f"none of the {kept} {name} rows has anything to learn within {max_length} tokens", key="data.max_length")
+
+        self.say("writing the prepared rows")
+        capacity = max_length if tasks.get(self.job.task).packs(self.job.data) else None
+        sections = {(s, n): [where for part in encoded for where in part.sections.get((s, n), [])] for s, many in enumerate(partitions) for n in range(many)}
+        found = [Partition(*key, own) for key, own in sections.items() if own]
+        assembled = self._spread(Assemble(self.work, self.target, capacity, len(labels)), found, "writing the prepared rows")
+        self._finish(encoded, assembled, verdicts, labels, max_length)
+
+    def _spread(self, act: Callable[[Any], Any], items: Sequence[Any], doing: str) -> list[Any]:
+        return spread(act, items, self.on_ray, self.say, doing)
+
+    def _parts(self) -> tuple[Scan, list[Part]]:
+        found = [(SPLITS.index(name), piece) for name in SPLITS for file in self.paths.get(name, []) for piece in source.pieces(file)]
+        columns = {}
+        for name, listed in self.paths.items():
+            beginnings = [source.beginning(file, self.job.data.on_bad_row).column_names for file in listed]
+            columns[SPLITS.index(name)] = list(dict.fromkeys(itertools.chain(*beginnings)))
+        scan = Scan(self.job, columns, self.work)
+        return scan, [Part(number, split, piece) for number, (split, piece) in enumerate(found)]
+
+    def _facts(self, parts: list[Part]) -> tuple[Facts, list[Rows], NDArray[np.uint8]]:
+        """The facts of all rows, where each part's rows are, and each row's split (as its file was given)."""
+        scanned = [Scanned.read(self.work, part.number) for part in parts]
+        for name, listed in self.paths.items():
+            own = [(part, s) for part, s in zip(parts, scanned, strict=True) if SPLITS[part.split] == name]
+            if not any(len(s.facts) for _, s in own):
+                raise UserError(f"{listed[0]}{f' and {len(listed) - 1} more' if listed[1:] else ''}: there are no rows", key=f"data.{name}")
+            check_schemas([(part.piece.file, s.schema) for part, s in own], name)
+        rows, before, first = [], Counter[tuple[int, str]](), 0
+        for part, s in zip(parts, scanned, strict=True):
+            file = (part.split, part.piece.file.address)
+            rows.append(Rows(part, first, before[file] + 1, len(s.facts)))
+            before[file] += len(s.facts)
+            first += len(s.facts)
+        problem = next((s.problem for s in scanned if s.problem), "")
+        facts = Facts.join([s.facts for s in scanned])
+        origin = np.repeat(np.array([part.split for part in parts], np.uint8), [own.many for own in rows])
+        check_rows(self.job, facts, origin, problem)
+        return facts, rows, origin
+
+    def _max_length(self) -> int:
+        """Tokens that a row may have."""
+        from trainers.model import load_config, longest
+
+        wanted, bound = self.job.data.max_length, longest(load_config(self.model))
+        if not isinstance(wanted, int):
+            return min(512, bound or 512)
+        if bound and wanted > bound:
+            raise UserError(f"{wanted} tokens are more than the model can position; at most {bound}", key="data.max_length")
+        return wanted
+
+    def _finish(self, encoded: list[Encoded], assembled: list[Assembled], verdicts: Verdicts, labels: list[str], max_length: int) -> None:
+        """Writes what was dropped, the index, and the manifest."""
+        with tempfile.TemporaryFile(prefix="muster-") as lines:
+            for section in (section for part in encoded for section in part.dropped):
+                lines.write(self.work.get(*section))
+            lines.seek(0)
+            self.target.put(DROPPED, lines)
+        index = pa.BufferOutputStream()
+        parquet.write_table(pa.concat_tables([shards.SCHEMA.empty_table(), *(a.index for a in assembled)]), index, compression="zstd")
+        self.target.put(shards.INDEX, index.getvalue().to_pybytes())
+        counts = sum((Counter(part.counts) for part in encoded), Counter[str]())
+        reasons = Counter({reason: int((verdicts == len(SPLITS) + i).sum()) for i, reason in enumerate(REASONS)})
+        reasons["nothing to learn"] = counts["nothing to learn"]
+        lengths = {name: _added([a.lengths for a in assembled if SPLITS[a.split] == name]) for name in SPLITS}
+        none = np.zeros(len(labels), np.int64)
+        label_counts = {name: _added([none, *(a.labels for a in assembled if SPLITS[a.split] == name)]) for name in SPLITS if labels}
+        manifest = {
+            "version": VERSION,
+            "task": self.job.task,
+            "labels": labels,
+            "max_length": max_length,
+            "pad_token_id": tokenizer(self.model).pad_token_id or 0,
+            "rows": {name: int(found.sum()) for name, found in lengths.items()},
+            "examples": {name: int((verdicts == split).sum()) for split, name in enumerate(SPLITS)},
+            "tokens": {name: int((found * np.arange(len(found))).sum()) for name, found in lengths.items()},
+            "longest": {name: max(0, len(found) - 1) for name, found in lengths.items()},
+            "lengths": {name: _quantiles(found) for name, found in lengths.items()},
+            "label_counts": {name: found.tolist() for name, found in label_counts.items()},
+            "dropped": {reason: count for reason, count in reasons.most_common() if count},
+            "cut": counts["cut"],
+            "hash": xxhash.xxh3_128_hexdigest(" ".join(f"{a.split} {a.digest}" for a in assembled).encode()),
+        }
+        self.target.put(MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def _address(job: Job, model: ModelSource, paths: dict[str, list[File]]) -> str:
@@ -263,14 +212,22 @@ def _address(job: Job, model: ModelSource, paths: dict[str, list[File]]) -> str:
         "files": [(name, f.address, f.size, f.stamp) for name, found in paths.items() for f in found],
         "model": (model.path, model.gguf_file, model.signature()),
     }
+    return _digest(facts)
+
+
+def _digest(facts: Any) -> str:
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _quantiles(lengths: list[int]) -> dict[str, int]:
-    """Token counts that 5%, 50% and 95% of the rows do not exceed."""
-    return {f"p{q}": int(np.percentile(lengths, q, method="higher")) for q in (5, 50, 95)} if lengths else {}
+def _added(counts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The sum of arrays, shorter ones as if zeros followed."""
+    total = np.zeros(max(map(len, counts), default=0), np.int64)
+    for own in counts:
+        total[: len(own)] += own
+    return total
 
 
-def _natural(label: str) -> tuple[int, int, str]:
-    """Whole numbers in order of size, then everything else in order of spelling."""
-    return (0, int(label), label) if label.lstrip("-").isdecimal() and label.isascii() else (1, 0, label)
+def _quantiles(rows: NDArray[np.int64]) -> dict[str, int]:
+    """Token counts that 5%, 50% and 95% of the rows do not exceed; `rows[n]` of them have n tokens."""
+    upto = np.cumsum(rows)
+    return {f"p{q}": int(np.searchsorted(upto, 1 + np.ceil((upto[-1] - 1) * q / 100))) for q in (5, 50, 95)} if len(rows) else {}

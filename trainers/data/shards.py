@@ -74,13 +74,13 @@ _COLUMNS = ["group", "offset", "length", "rows", "memory", "checksum", "tail", "
 SCHEMA = pa.schema([("split", pa.string()), ("file", pa.string()), *((name, pa.uint64() if "checksum" in name else pa.int64()) for name in _COLUMNS)])
 
 
-def write(folder: Path, split: str, table: pa.Table) -> pa.Table:
-    """Writes a split's rows as shards under `folder`/`split`; returns its part of the index (`SCHEMA`)."""
+def write(folder: Path, split: str, table: pa.Table, prefix: str = "") -> pa.Table:
+    """Writes rows of a split as shards `folder`/`split`/`prefix`NNNNN.parquet; returns their part of the index (`SCHEMA`)."""
     (folder / split).mkdir(parents=True, exist_ok=True)
     cuts = group_cuts(table)
     entries: list[dict[str, Any]] = []
     for shard, first in enumerate(range(0, len(cuts) - 1, GROUPS_A_SHARD)):
-        name = f"{split}/{shard:05d}.parquet"
+        name = f"{split}/{prefix}{shard:05d}.parquet"
         bounds = cuts[first : first + GROUPS_A_SHARD + 1]
         groups = [table.slice(a, b - a) for a, b in itertools.pairwise(bounds)]
         with parquet.ParquetWriter(folder / name, table.schema, compression=CODEC, use_dictionary=False, write_statistics=False) as writer:

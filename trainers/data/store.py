@@ -12,12 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from trainers.errors import RunError
 
 T = TypeVar("T")
+
+MEMORY = "memory:"
+"""The URL of a store that lives as long as its `Store` does."""
 
 BUDGET_S = 120.0
 """How long one read may take, retries and waiting together, before it is given up."""
@@ -48,15 +52,23 @@ class Store:
     """Objects under one URL or folder. Safe to use from many threads; not to be carried through a fork.
 
     Args:
-        url: `s3://bucket/prefix`, `gs://…`, `az://…`, or a folder of this machine.
+        url: `s3://bucket/prefix`, `gs://…`, `az://…`, a folder of this machine (made when first written to), or `MEMORY`.
         budget_s: see `BUDGET_S`.
     """
 
     def __init__(self, url: str, budget_s: float = BUDGET_S) -> None:
         self.url = url.rstrip("/")
         self.budget_s = budget_s
-        self._inner = _open(self.url)
+        try:
+            self._inner = _open(self.url)
+        except self._obstore.exceptions.BaseError as error:
+            raise StorageError(f"cannot open {self.url}: {_line(error)}") from None
         self._closed = threading.Event()
+
+    def __reduce__(self) -> Any:
+        if self.url == MEMORY:
+            raise TypeError("what is in memory stays in its process")
+        return Store, (self.url, self.budget_s)
 
     def get(self, path: str, first: int, length: int, check: Callable[[memoryview], Any] | None = None) -> memoryview:
         """Bytes [first, first + length) of an object. `check` raises `Damaged` for bytes that it does not believe.
@@ -79,7 +91,7 @@ class Store:
         """All of an object."""
         return self._patiently(lambda: memoryview(self._obstore.get(self._inner, path).bytes()), path, "read")
 
-    def put(self, path: str, data: bytes | Path) -> None:
+    def put(self, path: str, data: bytes | Path | IO[bytes]) -> None:
         """Writes an object, whole or not at all."""
         self._patiently(lambda: self._obstore.put(self._inner, path, data), path, "write")
 
@@ -94,6 +106,18 @@ class Store:
             return True
 
         return self._patiently(look, path, "look for")
+
+    def delete(self, prefix: str) -> None:
+        """Removes the objects whose path begins with `prefix`, and folders that are empty then."""
+        paths = [o.path for o in self.list(prefix)]
+        for start in range(0, len(paths), 1000):  # as many as S3 takes at once
+            self._patiently(partial(self._obstore.delete, self._inner, paths[start : start + 1000]), prefix, "delete")
+
+    def clear(self) -> None:
+        """Removes everything in it, and its folder."""
+        self.delete("")
+        if not is_remote(self.url) and self.url != MEMORY:
+            Path(self.url).rmdir()
 
     def list(self, prefix: str) -> list[Object]:
         """The objects whose path begins with `prefix`."""
@@ -116,6 +140,7 @@ class Store:
     @property
     def _obstore(self) -> Any:
         import obstore
+        import obstore.exceptions
 
         return obstore
 
@@ -154,12 +179,12 @@ class Store:
             return f"no permission to {verb} {self.name(path)}{action}: {_line(error)}"
         if "redirect" in text.lower() or "AuthorizationHeaderMalformed" in text:
             return f"cannot {verb} {self.name(path)}: the bucket is in another region; set AWS_REGION to its own: {_line(error)}"
-        if 400 <= code < 500 and code not in (408, 409, 429):
+        if (not is_remote(self.url) and not isinstance(error, Damaged)) or (400 <= code < 500 and code not in (408, 409, 429)):
             return f"cannot {verb} {self.name(path)}: {_line(error)}"
         return ""
 
 
-_ACTIONS = {"read": "s3:GetObject", "look for": "s3:GetObject", "write": "s3:PutObject", "list": "s3:ListBucket"}
+_ACTIONS = {"read": "s3:GetObject", "look for": "s3:GetObject", "write": "s3:PutObject", "list": "s3:ListBucket", "delete": "s3:DeleteObject"}
 
 
 def _line(error: BaseException) -> str:
@@ -176,10 +201,12 @@ def is_remote(location: str) -> bool:
 
 
 def _open(url: str) -> Any:
-    from obstore.store import LocalStore, S3Store, from_url
+    from obstore.store import LocalStore, MemoryStore, S3Store, from_url
 
+    if url == MEMORY:
+        return MemoryStore()
     if not is_remote(url):
-        return LocalStore(prefix=url)
+        return LocalStore(prefix=url, mkdir=True, automatic_cleanup=True)
     once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=TIMEOUT_S)}  # retries are `Store`'s
     options: Any = {"timeout": timedelta(seconds=TIMEOUT_S), "connect_timeout": timedelta(seconds=5), "allow_http": True}
     if not url.startswith("s3://"):

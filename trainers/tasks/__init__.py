@@ -4,7 +4,8 @@ A task's module holds, importing nothing heavy at its top:
 
 - `Data`: the keys it adds to `data:` (a subclass of `trainers.job.Data`);
 - `read(rows, data, where)`: raw columns to the task's examples, or a UserError that names the missing column;
-- `Encoder`: examples to token rows (see `trainers.data.prepare`);
+- `Encoder`: examples to token rows (see `trainers.data.encode`), with the `dtypes` of its columns of lists and its `counts`;
+- `packs(data)`: whether rows are then laid end to end, up to `max_length` tokens;
 - `load(job, labels)`: the transformers model with the right head;
 - `collate(rows)`: token rows to the tensors of one micro batch;
 - `loss(model, batch)`: what the optimizer minimises, as a *sum* over supervised positions, never a mean;

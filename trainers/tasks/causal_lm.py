@@ -53,17 +53,24 @@ def read(table: pa.Table, data: Data, first: int = 1) -> list[Example]:
     return chat.examples(table, data, first)
 
 
+def packs(data: Data) -> bool:
+    """Whether several documents go into one row."""
+    return data.packing
+
+
 class Encoder:
-    """Examples to token rows: `input_ids`, `supervised` (0/1 a token), `documents` (their lengths)."""
+    """Examples to token rows: `input_ids`, `supervised` (0/1 a token), `documents` (their lengths: here one a row)."""
 
     def __init__(self, tokenizer: Any, data: Data, max_length: int, labels: list[str]) -> None:
+        import numpy as np
+
         self.spans = chat.Template(tokenizer, data.loss_on)
-        self.data, self.max_length = data, max_length
+        self.max_length = max_length
         self.counts = {"cut": 0, "nothing to learn": 0}
+        tokens, lengths = np.min_scalar_type(len(tokenizer)), np.min_scalar_type(max_length)
+        self.dtypes = {"input_ids": tokens, "supervised": np.dtype(np.uint8), "documents": lengths}
 
     def __call__(self, examples: list[Example]) -> dict[str, list[Any]]:
-        from trainers.data.packing import pack
-
         documents = []
         for example in examples:
             ids, supervised = self.spans.encode(example.payload)
@@ -73,11 +80,10 @@ class Encoder:
                 documents.append((ids, supervised))
             else:
                 self.counts["nothing to learn"] += 1
-        groups = pack([len(ids) for ids, _ in documents], self.max_length) if self.data.packing else [[i] for i in range(len(documents))]
         return {
-            "input_ids": [[token for i in group for token in documents[i][0]] for group in groups],
-            "supervised": [[int(flag) for i in group for flag in documents[i][1]] for group in groups],
-            "documents": [[len(documents[i][0]) for i in group] for group in groups],
+            "input_ids": [ids for ids, _ in documents],
+            "supervised": [[int(flag) for flag in supervised] for _, supervised in documents],
+            "documents": [[len(ids)] for ids, _ in documents],
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from trainers import job as jobs
@@ -43,23 +44,33 @@ def read(table: pa.Table, data: Data, first: int = 1) -> list[Example]:
     ]
 
 
+def packs(data: Data) -> bool:
+    """Whether several texts go into one row: each has a label of its own."""
+    return False
+
+
 class Encoder:
     """Texts to token rows: `input_ids`, `label`; cut to `max_length` tokens, special tokens included."""
 
     def __init__(self, tokenizer: Any, data: Data, max_length: int, labels: list[str]) -> None:
+        import numpy as np
+
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.dtypes = {"input_ids": np.min_scalar_type(len(tokenizer))}
         self.ids = {label: i for i, label in enumerate(labels)}
         self.counts = {"cut": 0}
 
     def __call__(self, examples: list[Example]) -> dict[str, list[Any]]:
-        rows = self.tokenizer([example.payload for example in examples], truncation=False, return_attention_mask=False)["input_ids"] if examples else []
-        long = [i for i, row in enumerate(rows) if len(row) > self.max_length]
-        if long:  # the tokenizer knows how to keep its closing special tokens
-            short = self.tokenizer([examples[i].payload for i in long], truncation=True, max_length=self.max_length, return_attention_mask=False)["input_ids"]
-            for i, row in zip(long, short, strict=True):
-                rows[i] = row
-        self.counts["cut"] += len(long)
+        rows, cut = self._cut_rows([example.payload for example in examples]) if examples else ([], 0)
+        self.counts["cut"] += cut
         return {"input_ids": rows, "label": [self.ids[str(example.label)] for example in examples]}
+
+    def _cut_rows(self, texts: list[str]) -> tuple[list[list[int]], int]:
+        """Token rows of at most `max_length`, and how many were longer. The tokenizer cuts: it keeps its closing special tokens."""
+        found = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False, return_overflowing_tokens=True)
+        of = found["overflow_to_sample_mapping"]  # what is cut off comes as further rows of the same text
+        first = [i for i, text in enumerate(of) if i == 0 or of[i - 1] != text]
+        return [found["input_ids"][i] for i in first], sum(b - a > 1 for a, b in itertools.pairwise([*first, len(of)]))
 
 
 def tokens(rows: dict[str, Any]) -> int:
