@@ -76,11 +76,11 @@ def test_pieces_and_blocks_hold_every_row_once_in_order(tmp_path: Path, suffix: 
 
 
 def test_a_broken_line_of_a_later_piece_is_named_by_its_number_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n' * 50 + "{\n")
-    monkeypatch.setattr(source, "PIECE_BYTES", 100)
-    *_, last = source.pieces(File.at(tmp_path / "x.jsonl"))
-    with pytest.raises(UserError, match=r"x.jsonl:101: is not JSON"):
-        list(source.blocks(last))
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n' * 50 + "{\n" + '{"a": 1}\n' * 9)
+    for size in range(60, 240):  # cuts in the middle of a line, at its end, and behind it
+        monkeypatch.setattr(source, "PIECE_BYTES", size)
+        with pytest.raises(UserError, match=r"x.jsonl:101: is not JSON"):
+            [list(source.blocks(piece)) for piece in source.pieces(File.at(tmp_path / "x.jsonl"))]
 
 
 def test_empty_files_are_empty_tables(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def _line(piece: Piece, number: int) -> int:
     if not piece.first:
         return number
     with piece.file.open() as data:
-        return number + sum(part.count(b"\n") for part in _upto(data, piece.first))
+        return number + 1 + sum(part.count(b"\n") for part in _upto(data, piece.first - 1))  # and the end of the line that begins before
 
 
 def _upto(data: BinaryIO, stop: int) -> Iterator[bytes]:

@@ -61,7 +61,7 @@ class Store:
         self.budget_s = budget_s
         try:
             self._inner = _open(self.url)
-        except self._obstore.exceptions.BaseError as error:
+        except (self._obstore.exceptions.BaseError, OSError) as error:
             raise StorageError(f"cannot open {self.url}: {_line(error)}") from None
         self._closed = threading.Event()
 

@@ -145,6 +145,23 @@ def epoch(found: Shards, order: Order) -> list[dict[str, Any]]:
         stream.close()
 
 
+def test_a_large_source_is_prepared_in_a_bucket_and_its_work_cleared_away(proxy: s3.Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.data.prepare.SMALL_BYTES", 0)
+    monkeypatch.setattr("trainers.data.source.PIECE_BYTES", 5000)
+    rows = [{"text": f"number {i}", "label": "ab"[i % 2]} for i in range(500)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = []
+    for place in ("s3://test/large", str(tmp_path / "here")):
+        data = {"train": "rows.jsonl", "prepared": place}
+        (tmp_path / "job.yaml").write_text(json.dumps({"task": "text-classification", "model": str(tiny.bert(tmp_path / "bert")), "data": data}))
+        job, _ = load_job(tmp_path / "job.yaml")
+        made.append(prepare(job, locate(job.model), tmp_path, lambda text: None))
+    there, here = made
+    assert there.manifest == here.manifest and sum(there.rows.values()) == 500
+    names = sorted(str(path.relative_to(here.path)) for path in here.path.rglob("*") if path.is_file())
+    assert sorted(o.path for o in there.store.list("")) == names and not any(name.startswith("work") for name in names)
+
+
 def test_a_bucket_that_fails_at_random_gives_the_same_batches(proxy: s3.Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "TIMEOUT_S", 1.0)  # a stall of 30 s is dropped after one
     found = put_set("faults")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainers.data import columns
 from trainers.data.packing import pack
 
 pytestmark = pytest.mark.unit
@@ -80,3 +82,13 @@ def test_no_documents_and_whole_rows() -> None:
 def test_a_document_longer_than_a_row() -> None:
     with pytest.raises(ValueError, match="document 1 has 9 tokens; a row holds 8"):
         pack([1, 9], 8)
+
+
+def test_rows_are_laid_end_to_end() -> None:
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(0, 60_000, length).tolist() for length in draw.integers(0, 9, 50)]
+    table = columns.pack({"input_ids": rows, "documents": [[len(row)] for row in rows]}, ["input_ids", "documents"])
+    for groups in ([[3, 1], [], [7], list(range(10, 50))], [[i] for i in range(50)], []):
+        found = columns.View.of(columns.end_to_end(table, groups)).rows()
+        assert [row.tolist() for row in found["input_ids"]] == [[token for i in group for token in rows[i]] for group in groups]
+        assert [row.tolist() for row in found["documents"]] == [[len(rows[i]) for i in group] for group in groups]
