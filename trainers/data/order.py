@@ -106,6 +106,11 @@ class Order:
         return max(1, int(self.window_bytes / (max(1.0, self.group_bytes) * self.lanes)))
 
     @cached_property
+    def blocks_ahead(self) -> int:
+        """Blocks of a lane that are read ahead of the one in use: as many as twice the window holds, and one at least."""
+        return max(1, int(2 * self.window_bytes / (max(1.0, self.group_bytes) * self.lanes * self.groups_a_block)) - 1)
+
+    @cached_property
     def batches(self) -> int:
         """Global batches of an epoch."""
         return batches_per_epoch(self.total, self.global_batch_size)

@@ -1,7 +1,8 @@
 """Reads a worker's lanes ahead of the loop: blocks of row groups, each fetched, decoded and shuffled once, in threads.
 
-A worker holds, for each of its lanes, the block it reads from and the next one: at most twice its part of the shuffle
-window. Position is what the loop has consumed, never what was read ahead, so nothing is lost or repeated by stopping.
+A worker holds, for each of its lanes, the block it reads from and the next ones (`Order.blocks_ahead`): at most twice its
+part of the shuffle window, or two blocks a lane where that is more. Position is what the loop has consumed, never what was
+read ahead, so nothing is lost or repeated by stopping.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Reader:
         batch_bytes = order.group_bytes * len(order.rows) / order.batches * len(lanes) / order.lanes
         self._most = max(1, int(CHUNK_BYTES / max(1.0, batch_bytes)))
         self._size = 1
+        self._begun = False
         self._chunk: _Chunk | None = None
         self._next: tuple[int, int, Future[_Chunk]] | None = None
 
@@ -98,14 +100,17 @@ class Reader:
         parts = [(lane, *part) for lane, row, end in wanted for part in _parts(lane, row, end)]
         for lane, block, _, _ in parts:
             self._ask(lane.number, (epoch, block))
-        for lane, block, _, _ in parts:
-            self._ask_next(lane, (epoch, block))
+        if self._begun:
+            self._read_ahead(epoch, parts)
         places, views = [np.empty(0, np.int64)], [View.of(self._shards.schema.empty_table())]
         for lane, block, row, end in parts:
             start = int(lane.starts[block])
             views.append(self._blocks[lane.number][epoch, block].result().take(slice(row - start, end - start)))
             places.append(np.arange(row, end) * self._order.lanes + lane.number - low)
             self._forget(lane.number, (epoch, block))
+        if not self._begun:  # the first batch shares the link with nothing
+            self._read_ahead(epoch, parts)
+            self._begun = True
         dealt = np.concatenate(places)
         ascending = np.argsort(dealt)
         dealt, size = dealt[ascending], self._order.global_batch_size
@@ -130,13 +135,21 @@ class Reader:
         fetched = [self._fetching.submit(self._fetch, int(lane.groups[i]), int(lane.first[i]), int(lane.stop[i])) for i in pieces]
         self._blocks[number][key] = self._shuffling.submit(_shuffle, fetched, lane, block)
 
+    def _read_ahead(self, epoch: int, parts: list[tuple[Lane, int, int, int]]) -> None:
+        for lane, block, _, _ in parts:
+            self._ask_next(lane, (epoch, block))
+
     def _ask_next(self, lane: Lane, key: Key) -> None:
-        epoch, block = key
-        if block + 2 < len(lane.edges):
-            self._ask(lane.number, (epoch, block + 1))
-        elif (epoch + 1) * self._order.batches < self._end:
-            self._known[lane.number].setdefault(epoch + 1, self._order.lane(epoch + 1, lane.number))
-            self._ask(lane.number, (epoch + 1, 0))
+        for _ in range(self._order.blocks_ahead):
+            epoch, block = key
+            if block + 2 < len(lane.edges):
+                key = epoch, block + 1
+            elif (epoch + 1) * self._order.batches < self._end:
+                key = epoch + 1, 0
+                lane = self._known[lane.number].setdefault(epoch + 1, self._order.lane(epoch + 1, lane.number))
+            else:
+                return
+            self._ask(lane.number, key)
 
     def _forget(self, number: int, key: Key) -> None:
         for old in [k for k in self._blocks[number] if k < key]:

@@ -45,7 +45,8 @@ def decide(facts: Facts, split: NDArray[np.uint8], clean: Clean, validation: flo
     """
     rows = np.argsort(-split.astype(np.int64), kind="stable")  # test, validation, train: what is held out wins over its equals
     verdicts = split.copy()
-    verdicts[rows] = _cleaned(facts.take(rows), split[rows], clean)
+    alone = len(split) == 0 or bool((split == split[0]).all())  # nothing to put in order: no second copy of the facts
+    verdicts[rows] = _cleaned(facts if alone else facts.take(rows), split[rows], clean)
     mine = np.flatnonzero(verdicts == TRAIN)
     verdicts[mine] = _held_out(facts.take(mine), clean, validation, test)
     return verdicts
