@@ -36,3 +36,9 @@ class UserError(MusterError):
 
 class RunError(MusterError):
     """A run that started did not end well: exit code 1. The message is the failing worker's own cause."""
+
+
+class Stopped(MusterError):
+    """The user ended it before there was a run: exit code 130, as for any Ctrl-C."""
+
+    exit_code = 130

@@ -23,7 +23,7 @@ from trainers import embedded, entry, provenance
 from trainers.callbacks.wandb import mode as wandb_mode
 from trainers.data.prepare import prepare
 from trainers.data.prepared import Prepared
-from trainers.errors import MusterError, RunError, UserError
+from trainers.errors import MusterError, RunError, Stopped, UserError
 from trainers.inspection import inspect
 from trainers.job import Job
 from trainers.model_source import ModelSource, locate
@@ -109,7 +109,10 @@ def inputs(job: Job, source: ModelSource, storage: Path, listen: Listen, gather:
         if not target.is_dir():
             say("unpacking the GGUF model, once")
         source = unpack_gguf(source, target)
-    return source, prepare(job, source, storage, say, gather)
+    try:
+        return source, prepare(job, source, storage, say, gather)
+    except KeyboardInterrupt:
+        raise Stopped("stopped; what was prepared so far is kept, and the same command goes on from there") from None
 
 
 def _watch(setup: Setup, folder: RunFolder, listen: Listen, interrupts: _Interrupts) -> Outcome:

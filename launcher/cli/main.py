@@ -48,7 +48,7 @@ def main() -> None:
         help_command = f"{context.command_path if context else 'muster'} --help"
         code = complain(f"{error.format_message().replace('Value error, ', '').strip()} See: {help_command}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = complain("stopped; what was prepared so far is kept, and the same command goes on from there", 130)
+        code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
 
